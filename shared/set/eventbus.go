@@ -1,0 +1,100 @@
+package set
+
+import "time"
+
+// EventBus is what the set holds of the bus: definitions, consumer positions,
+// the cut, and raw record batches as Kafka log segments.
+type EventBus struct {
+	Tool          Tool      `json:"tool"` // franz-go
+	ClusterID     string    `json:"cluster_id"`
+	BrokerVersion string    `json:"broker_version"` // as guessed from the API versions it offers
+	PositionsAt   time.Time `json:"positions_at"`
+	CutAt         time.Time `json:"cut_at"`
+	DoneAt        time.Time `json:"done_at"`
+
+	Topics []Topic `json:"topics"`
+	Groups []Group `json:"groups"`
+	ACLs   []ACL   `json:"acls"`
+}
+
+// Topic is one topic as it was at the cut.
+type Topic struct {
+	Name              string             `json:"name"`
+	ID                string             `json:"id"`
+	ReplicationFactor int                `json:"replication_factor"`
+	Configs           map[string]*string `json:"configs"` // those set on the topic itself
+	NewestTimestamp   *time.Time         `json:"newest_timestamp"`
+	Partitions        []Partition        `json:"partitions"`
+}
+
+// Partition covers the offsets [Start, Cut): every offset is in a stored batch,
+// dropped as control or aborted, compacted away, or in Gaps.
+type Partition struct {
+	ID               int32     `json:"id"`
+	Start            int64     `json:"start_offset"`
+	Cut              int64     `json:"cut_offset"`
+	HighWatermark    int64     `json:"high_watermark"`
+	Compacted        bool      `json:"compacted"`
+	Batches          int64     `json:"batches"`
+	Records          int64     `json:"records"`
+	Bytes            int64     `json:"bytes"`
+	ControlBatches   int64     `json:"control_batches_dropped"`
+	AbortedRecords   int64     `json:"aborted_records_dropped"`
+	BatchesWithHoles int64     `json:"batches_with_holes"`
+	MaxBatch         int       `json:"max_batch_bytes"`
+	Dropped          []Range   `json:"dropped"` // control and aborted batches, as offset ranges
+	Gaps             []Gap     `json:"gaps"`
+	Segments         []Segment `json:"segments"`
+}
+
+// Range is the offsets [From, To).
+type Range struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// Gap is offsets [From, To) that should be in the set and are not.
+type Gap struct {
+	From   int64  `json:"from"`
+	To     int64  `json:"to"`
+	Reason string `json:"reason"`
+}
+
+// Segment is one archive entry: whole record batches in order, in Kafka's own
+// log segment layout.
+type Segment struct {
+	Entry   string `json:"entry"` // EventBusPrefix + <topic>/<partition>/<20 digits>.log
+	Base    int64  `json:"base_offset"`
+	Last    int64  `json:"last_offset"`
+	Batches int64  `json:"batches"`
+	Records int64  `json:"records"`
+	Bytes   int64  `json:"bytes"`
+	SHA256  string `json:"sha256"`
+}
+
+// Group is a consumer group and its committed positions.
+type Group struct {
+	Name     string        `json:"name"`
+	State    string        `json:"state"`
+	Protocol string        `json:"protocol_type"`
+	Offsets  []GroupOffset `json:"offsets"`
+}
+
+// GroupOffset is one committed position: the next record to read.
+type GroupOffset struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	Offset    int64  `json:"offset"`
+	Metadata  string `json:"metadata"`
+}
+
+// ACL is one access rule, in Kafka's own words.
+type ACL struct {
+	Principal  string `json:"principal"`
+	Host       string `json:"host"`
+	Type       string `json:"resource_type"`
+	Name       string `json:"resource_name"`
+	Pattern    string `json:"pattern"`
+	Operation  string `json:"operation"`
+	Permission string `json:"permission"`
+}

@@ -1,0 +1,32 @@
+package set
+
+import "time"
+
+// Files is what the set holds of the application's files.
+type Files struct {
+	Paths   []string `json:"paths"`   // absolute, as configured
+	Exclude []string `json:"exclude"` // patterns
+	Count   int64    `json:"count"`   // entries
+	Bytes   int64    `json:"bytes"`   // of file contents
+	Entries []File   `json:"entries"`
+}
+
+// File is one stored file, directory or link. Its archive entry is FilesPrefix +
+// Path without the leading slash.
+type File struct {
+	Path string `json:"path"` // absolute
+	// PathBytes is the path in base64 where it is not valid UTF-8 (Path then shows it
+	// with replacement characters); empty otherwise.
+	PathBytes string    `json:"path_bytes,omitempty"`
+	Kind      string    `json:"kind"` // file, dir, symlink, hardlink, fifo is never stored
+	Size      int64     `json:"size"`
+	ModTime   time.Time `json:"mtime"`
+	Mode      string    `json:"mode"` // octal, with setuid, setgid and sticky bits
+	UID       int       `json:"uid"`
+	GID       int       `json:"gid"`
+	Target    string    `json:"target,omitempty"` // of a symlink, or the first path of a hard link
+	SHA256    string    `json:"sha256,omitempty"` // of a regular file's content as stored
+	// Changed says what happened while the file was read, empty if nothing did:
+	// changed, shrunk, grown, vanished, unreadable.
+	Changed string `json:"changed,omitempty"`
+}

@@ -1,0 +1,67 @@
+package set
+
+// Postgres is what the set holds of the database, and the facts that a restore
+// and a verification need.
+type Postgres struct {
+	Tool   Tool   `json:"tool"`   // pgbackrest
+	Stanza string `json:"stanza"` // pgBackRest's name of the cluster
+	Label  string `json:"label"`  // pgBackRest's name of the backup
+
+	SystemIdentifier string `json:"system_identifier"` // decimal, as pg_controldata prints it
+	ServerVersion    string `json:"server_version"`    // 15.18
+	ServerVersionNum int    `json:"server_version_num"`
+	DataDirectory    string `json:"data_directory"`
+	DataChecksums    bool   `json:"data_checksums"`
+
+	StartLSN       string `json:"start_lsn"` // X/X
+	StopLSN        string `json:"stop_lsn"`
+	Timeline       uint32 `json:"timeline"`
+	StartWAL       string `json:"start_wal"` // 24 hexadecimal digits
+	StopWAL        string `json:"stop_wal"`
+	WALSegmentSize int64  `json:"wal_segment_size"` // bytes
+	CompressType   string `json:"compress_type"`    // zst, lz4, gz or none
+
+	Size     int64 `json:"size"`      // bytes of the cluster
+	RepoSize int64 `json:"repo_size"` // bytes in the repository
+
+	Databases   []Database   `json:"databases"`
+	Tablespaces []Tablespace `json:"tablespaces"`
+	Config      []ConfigFile `json:"config"` // configuration files outside the data directory
+	PageErrors  []PageError  `json:"page_errors"`
+
+	// Limits of the server that a standby or a restored server must not go below
+	// (pg_control records them): max_connections, max_worker_processes, max_wal_senders,
+	// max_prepared_transactions, max_locks_per_transaction.
+	Limits map[string]int `json:"limits"`
+}
+
+// Database is one database of the cluster.
+type Database struct {
+	OID      uint32 `json:"oid"`
+	Name     string `json:"name"`
+	Encoding string `json:"encoding"`
+	Size     int64  `json:"size"`
+}
+
+// Tablespace is a tablespace outside the data directory.
+type Tablespace struct {
+	OID      uint32 `json:"oid"`
+	Name     string `json:"name"`
+	Location string `json:"location"`
+}
+
+// ConfigFile is a file of configuration that lies outside the data directory.
+// Its archive entry is PostgresConfig + Path without the leading slash.
+type ConfigFile struct {
+	Path   string `json:"path"` // absolute
+	Kind   string `json:"kind"` // config_file, hba_file, ident_file, include
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// PageError names pages whose checksum was wrong.
+type PageError struct {
+	File     string `json:"file"`     // path in the data directory
+	Relation string `json:"relation"` // database.schema.relation where it could be found out
+	Blocks   string `json:"blocks"`   // e.g. 3, 7-9
+}
