@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +38,7 @@ func keep() int {
 		say(report{Failed: "the order did not arrive: " + err.Error()})
 		return 1
 	}
+	outputs := holdOutputs(o)
 	tool, err := launch(o)
 	if err != nil {
 		r := report{Failed: err.Error()}
@@ -52,12 +55,35 @@ func keep() int {
 	exits := reap(tool)
 	asked := make(chan struct{})
 	go func() {
-		_, _ = control.Read(make([]byte, 1)) // a byte: end it; end of file: the worker is gone
+		_, err := control.Read(make([]byte, 1)) // a byte: end it; end of file: the worker is gone
 		close(asked)
+		for err == nil { // the worker may die while the tool ends
+			_, err = control.Read(make([]byte, 1))
+		}
+		for _, f := range outputs {
+			go func() { _, _ = io.Copy(io.Discard, f) }()
+		}
 	}()
 	say(report{Started: true, PID: tool})
 	say(tend(o, exits, asked))
 	return 0
+}
+
+// holdOutputs opens the worker's ends of the tool's output pipes once more, if the
+// tool is to end gently. Else a tool whose worker is gone, and which says one word
+// while it ends in order, would be ended by SIGPIPE instead.
+func holdOutputs(o order) (ends []*os.File) {
+	for fd := 1; fd <= 2 && o.Gentle > 0; fd++ {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil || !slices.Contains(o.Pipes, st.Ino) {
+			continue
+		}
+		f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err == nil { // without it the tool's end is less gentle, no more
+			ends = append(ends, f)
+		}
+	}
+	return ends
 }
 
 // launch starts the tool of o and returns its number.
@@ -82,7 +108,7 @@ func launch(o order) (int, error) {
 			return 0, fmt.Errorf("setting the I/O class %d: %w", o.IOClass, errno)
 		}
 	}
-	n := note{Gentle: o.Gentle, Pipe: o.Pipe}
+	n := note{Gentle: o.Gentle, Pipes: o.Pipes}
 	if err := n.write(o.PIDFile, os.Getpid(), 0); err != nil { // before the tool exists, so that none is unknown
 		return 0, err
 	}

@@ -69,7 +69,7 @@ type order struct {
 	Nice       int
 	IOClass    IOClass
 	IOLevel    int
-	Pipe       uint64 // inode of the stderr pipe, see note.Pipe
+	Pipes      []uint64 // inodes of the pipes to the worker among the tool's stdout and stderr
 }
 
 // report is what the keeper says, one JSON value a line.

@@ -21,7 +21,7 @@ type note struct {
 	KeeperStart uint64        `json:"keeper_start"`
 	Tool        int           `json:"tool"` // 0: not started yet
 	ToolStart   uint64        `json:"tool_start"`
-	Pipe        uint64        `json:"pipe"`   // inode of the pipe that is the tool's stderr, which its children inherit
+	Pipes       []uint64      `json:"pipes"`  // inodes of the tool's pipes to the worker, which its children inherit
 	Gentle      time.Duration `json:"gentle"` // nanoseconds
 }
 
@@ -115,7 +115,7 @@ func (n *leftover) group() ([]proc, error) {
 	}
 	proved := false
 	for _, p := range in {
-		if start, ok := n.known[p.pid]; (ok && start == p.start) || holdsPipe(p.pid, n.Pipe) {
+		if start, ok := n.known[p.pid]; (ok && start == p.start) || holdsPipe(p.pid, n.Pipes) {
 			proved = true
 		}
 	}
@@ -134,16 +134,22 @@ func (n *leftover) group() ([]proc, error) {
 	return in, nil
 }
 
-// holdsPipe tells whether process pid has the pipe with this inode open.
-func holdsPipe(pid int, inode uint64) bool {
+// holdsPipe tells whether process pid has a pipe with one of these inodes open.
+func holdsPipe(pid int, inodes []uint64) bool {
 	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 	fds, err := os.ReadDir(dir)
-	if err != nil || inode == 0 {
+	if err != nil {
 		return false
 	}
 	for _, fd := range fds {
-		if to, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && to == fmt.Sprintf("pipe:[%d]", inode) {
-			return true
+		to, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err != nil {
+			continue
+		}
+		for _, inode := range inodes {
+			if to == fmt.Sprintf("pipe:[%d]", inode) {
+				return true
+			}
 		}
 	}
 	return false

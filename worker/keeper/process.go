@@ -154,11 +154,13 @@ func (p *Process) openOutputs(c Command, k *exec.Cmd) (theirs []*os.File, err er
 		return theirs, err
 	}
 	p.intakes, theirs, k.Stderr = append(p.intakes, in), append(theirs, write), write
-	info, err := write.Stat()
-	if err != nil {
-		return theirs, err
+	for _, f := range theirs {
+		info, err := f.Stat()
+		if err != nil {
+			return theirs, err
+		}
+		p.order.Pipes = append(p.order.Pipes, info.Sys().(*syscall.Stat_t).Ino)
 	}
-	p.order.Pipe = info.Sys().(*syscall.Stat_t).Ino
 	return theirs, nil
 }
 

@@ -38,20 +38,21 @@ func newIntake(to io.Writer) (*intake, *os.File, error) {
 // with a failure.
 func (i *intake) copy(failed func(error)) {
 	defer close(i.done)
-	defer i.from.Close() // the tool gets SIGPIPE if it goes on
+	defer i.from.Close()
 	buf := make([]byte, 128<<10)
 	for {
 		n, err := i.from.Read(buf)
 		if n > 0 {
 			if _, werr := i.to.Write(buf[:n]); werr != nil {
-				i.err = werr
+				i.err, i.to = werr, io.Discard // the tool is ended now; it may do so in order
 				failed(werr)
-				return
 			}
 		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			i.err = i.drain(buf)
+			if err := i.drain(buf); i.err == nil {
+				i.err = err
+			}
 			return
 		case err == io.EOF:
 			return
