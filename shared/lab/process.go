@@ -258,3 +258,9 @@ func program(name string) (string, error) {
 func environment() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/nonexistent", "LC_ALL=C.UTF-8", "TZ=UTC"}
 }
+
+// Running tells whether a process runs; a zombie does not.
+func Running(pid int) bool {
+	_, state, _, err := stat(pid)
+	return err == nil && state != "Z" && state != "X"
+}
