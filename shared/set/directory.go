@@ -290,3 +290,15 @@ func IsPart(base, run string) bool {
 func PartName(final, run string, fence int64) string {
 	return fmt.Sprintf(".%s.%s.%d.part", final, run, fence)
 }
+
+// ReadInstance reads just the instance of the manifest at path.
+func ReadInstance(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	var m struct {
+		Instance string `json:"instance"`
+	}
+	return m.Instance, json.Unmarshal(b, &m)
+}
