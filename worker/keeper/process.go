@@ -190,7 +190,9 @@ func (p *Process) supervise(ctx context.Context) {
 	defer p.closeOurs()
 	over := make(chan report, 1) // the keeper's last word; empty if it died without one
 	go func() { over <- p.listen() }()
+	ordered := make(chan struct{})
 	go func() { // a full pipe must not hold us up; a keeper that died is seen by listen
+		defer close(ordered)
 		if err := writeOrder(p.control, p.order); err != nil {
 			p.fail(fmt.Errorf("giving the keeper its order: %w", err))
 		}
@@ -205,9 +207,9 @@ func (p *Process) supervise(ctx context.Context) {
 		}
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
-		last = p.stop(over)
+		last = p.stop(ordered, over)
 	case cause = <-p.failed:
-		last = p.stop(over)
+		last = p.stop(ordered, over)
 	}
 	stuck := p.sweep()
 	streamErr := p.finish(ctx)
@@ -237,12 +239,18 @@ func (p *Process) listen() report {
 	}
 }
 
-// stop has the keeper end the tool, or ends the keeper if that takes too long.
-func (p *Process) stop(over <-chan report) report {
-	_ = p.control.SetWriteDeadline(time.Now().Add(endGrace))
-	_, _ = p.control.Write([]byte{1})
+// stop has the keeper end the tool, or kills the keeper if that takes too long.
+func (p *Process) stop(ordered <-chan struct{}, over <-chan report) report {
 	limit := time.NewTimer(p.order.Gentle + endGrace)
 	defer limit.Stop()
+	select {
+	case <-ordered: // the word to end comes after the order
+		_, _ = p.control.Write([]byte{1}) // fits, or the keeper is gone
+	case last := <-over:
+		return last
+	case <-limit.C:
+		limit.Reset(0)
+	}
 	select {
 	case last := <-over:
 		return last
@@ -301,7 +309,7 @@ func (p *Process) result(last report, cause, streamErr error) error {
 		cause = streamErr
 	}
 	switch {
-	case last.Failed != "":
+	case last.Failed != "" && cause == nil:
 		return p.startError(last)
 	case cause != nil && last.Exited && !last.Ended && streamErr == nil && last.Code == 0 && last.Signal == 0:
 		return nil // it was good before the end reached it
@@ -324,7 +332,7 @@ func (p *Process) startError(r report) error {
 	case syscall.EPERM:
 		remedy = "; run the worker as root or as the user that the tool needs"
 	case syscall.EACCES, syscall.ENOENT:
-		remedy = "; check that the program and its directory " + p.order.Dir + " exist and that its user may use them"
+		remedy = "; check that the program, its directory " + p.order.Dir + " and that of its PID file exist and can be used"
 	}
 	if r.Errno != 0 {
 		return fmt.Errorf("starting %q: %w%s", p.order.Path, errnoError{syscall.Errno(r.Errno), r.Failed}, remedy)
