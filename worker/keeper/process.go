@@ -35,6 +35,7 @@ type Process struct {
 	stderr  tail          // always kept
 	failed  chan error    // a stream failed: end the tool
 	started chan struct{} // closed when the tool runs
+	hurry   bool          // the time to be gentle is over
 	done    chan struct{} // closed when everything is over; err is set then
 	err     error
 }
@@ -255,7 +256,7 @@ func (p *Process) stop(ordered <-chan struct{}, over <-chan report) report {
 	case last := <-over:
 		return last
 	case <-limit.C: // it was stopped, or a process hangs in the kernel
-		p.order.Gentle = 0
+		p.hurry = true
 		_ = p.keeper.Process.Kill()
 		return <-over
 	}
@@ -269,7 +270,11 @@ func (p *Process) sweep() []int {
 	}
 	left, err := members(id)
 	if err != nil || len(left) > 0 {
-		left, _ = end(func() ([]proc, error) { return members(id) }, p.order.Gentle, nil)
+		gentle := p.order.Gentle
+		if p.hurry {
+			gentle = 0
+		}
+		left, _ = end(func() ([]proc, error) { return members(id) }, gentle, nil)
 	}
 	_ = p.keeper.Wait()
 	if len(left) == 0 && p.order.PIDFile != "" {
