@@ -85,8 +85,8 @@ func (r *root) remove() error {
 	if r.lock == nil {
 		return nil
 	}
-	err := os.RemoveAll(r.dir)
-	return errors.Join(err, r.lock.Close())
+	err := endStrays(r.dir, "")
+	return errors.Join(err, os.RemoveAll(r.dir), r.lock.Close())
 }
 
 // sweep removes the throwaway directories of processes that were killed.
