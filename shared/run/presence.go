@@ -1,0 +1,147 @@
+package run
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"catalog-backup/shared/set"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Worker is a worker that serves an instance right now.
+type Worker struct {
+	ID      string    `json:"id"`
+	Node    string    `json:"node"`
+	Host    string    `json:"host"`
+	PID     int       `json:"pid"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+}
+
+// presenceTTL is how long a worker counts as live after its last sign.
+const presenceTTL = 12 * time.Second
+
+func workersKey(instance string) string    { return keyPrefix + instance + ":workers" }
+func workerKey(instance, id string) string { return keyPrefix + instance + ":worker:" + id }
+func setsKey(instance string) string       { return keyPrefix + instance + ":sets" }
+func leaderKey(instance string) string     { return keyPrefix + instance + ":leader" }
+func nodesKey(instance string) string      { return keyPrefix + instance + ":nodes" }
+
+// SignIn shows the worker as live for presenceTTL; it is repeated.
+func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
+	b, err := json.Marshal(w)
+	if err != nil {
+		return err
+	}
+	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.SAdd(ctx, workersKey(instance), w.ID)
+		p.Set(ctx, workerKey(instance, w.ID), b, presenceTTL)
+		p.HSet(ctx, nodesKey(instance), w.Node, stamp(s.now()))
+		return nil
+	})
+	return err
+}
+
+// SignOut takes the worker off, and out of the lead.
+func (s *Store) SignOut(ctx context.Context, instance, id string) error {
+	if holder, err := s.rdb.Get(ctx, leaderKey(instance)).Result(); err == nil && holder == id {
+		s.rdb.Del(ctx, leaderKey(instance))
+	}
+	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.SRem(ctx, workersKey(instance), id)
+		p.Del(ctx, workerKey(instance, id))
+		return nil
+	})
+	return err
+}
+
+// Workers lists the live workers of the instance.
+func (s *Store) Workers(ctx context.Context, instance string) ([]Worker, error) {
+	ids, err := s.rdb.SMembers(ctx, workersKey(instance)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("list workers: %w", err)
+	}
+	live := []Worker{}
+	for _, id := range ids {
+		b, err := s.rdb.Get(ctx, workerKey(instance, id)).Bytes()
+		if err == redis.Nil {
+			s.rdb.SRem(ctx, workersKey(instance), id)
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list workers: %w", err)
+		}
+		var w Worker
+		if json.Unmarshal(b, &w) == nil {
+			live = append(live, w)
+		}
+	}
+	return live, nil
+}
+
+// NodeSeen is when a worker of the node last gave a sign; zero if never.
+func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
+	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
+	if err == redis.Nil {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Parse(time.RFC3339Nano, v)
+}
+
+// Lead takes or keeps the leadership of the instance's reconcilers for ttl.
+func (s *Store) Lead(ctx context.Context, instance, worker string, ttl time.Duration) (bool, error) {
+	ok, err := s.rdb.SetNX(ctx, leaderKey(instance), worker, ttl).Result()
+	if err != nil || ok {
+		return ok, err
+	}
+	holder, err := s.rdb.Get(ctx, leaderKey(instance)).Result()
+	if err == redis.Nil {
+		return false, nil
+	}
+	if err != nil || holder != worker {
+		return false, err
+	}
+	return true, s.rdb.PExpire(ctx, leaderKey(instance), ttl).Err()
+}
+
+// Published is what the workers of a node last said of its dump directory.
+type Published struct {
+	At       time.Time     `json:"at"`
+	Node     string        `json:"node"`
+	Dir      string        `json:"dir"`
+	Sets     []set.Summary `json:"sets"`
+	Foreign  []string      `json:"foreign"`
+	Problems []string      `json:"problems"`
+}
+
+// Publish replaces what the node said before.
+func (s *Store) Publish(ctx context.Context, instance string, p Published) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return s.rdb.HSet(ctx, setsKey(instance), p.Node, b).Err()
+}
+
+// Published lists what every node last said.
+func (s *Store) Published(ctx context.Context, instance string) ([]Published, error) {
+	h, err := s.rdb.HGetAll(ctx, setsKey(instance)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read the published sets: %w", err)
+	}
+	out := []Published{}
+	for node, v := range h {
+		var p Published
+		if err := json.Unmarshal([]byte(v), &p); err != nil {
+			return nil, fmt.Errorf("read the published sets of node %s: %w", node, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

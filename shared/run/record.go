@@ -1,0 +1,196 @@
+// Package run holds the run record in Redis: the one place that decides what a
+// run is doing. It changes only by the compare-and-set scripts in scripts.go.
+// asynq carries the work; this record decides.
+package run
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// State is what a run looks like from outside.
+type State string
+
+const (
+	Queued    State = "queued"
+	Running   State = "running" // until cleanup is over
+	Succeeded State = "succeeded"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Over tells whether the run has ended.
+func (s State) Over() bool { return s == Succeeded || s == Failed || s == Cancelled }
+
+// Cleanup is the stage every run that does not succeed ends with.
+const Cleanup = "cleanup"
+
+// Outcome is how an attempt ended.
+type Outcome string
+
+const (
+	Good        Outcome = "good"
+	Erred       Outcome = "error"
+	Interrupted Outcome = "interrupted" // the worker was stopped in good order
+	Crashed     Outcome = "crashed"     // the worker died, or the machine
+	Stopped     Outcome = "cancelled"
+)
+
+// Attempt is one try at a stage. Its JSON is the public one of `status`.
+type Attempt struct {
+	Stage   string     `json:"stage"`
+	Attempt int        `json:"attempt"`
+	Node    string     `json:"node"`
+	Started time.Time  `json:"started"`
+	Ended   *time.Time `json:"ended"`
+	Outcome *Outcome   `json:"outcome"`
+	Error   *string    `json:"error"`
+
+	Fence int64 `json:"-"`
+}
+
+// Record is a run as it stands in Redis.
+type Record struct {
+	ID        string
+	Instance  string
+	Requested string // full or incremental, as asked for
+	Type      string // the effective type
+	Set       string // set id, once reserved
+	State     State
+	Stage     string
+	// Generation of the stage's task: only the current one counts.
+	Generation int64
+	// Claimed is the generation that an attempt has taken, 0 if none has yet.
+	Claimed int64
+	// Fence grows with every attempt; an older holder may touch nothing.
+	Fence     int64
+	Attempt   int   // number of the attempt at this stage, from 1
+	Ending    State // Failed or Cancelled while the cleanup runs, else empty
+	Cancel    bool  // somebody asked to cancel
+	Committed bool  // past the point where a cancel can stop it
+	Node      string
+	Epoch     string
+
+	Errors, Crashes, Interruptions int // of this stage
+
+	Created, Updated time.Time
+	Started, Ended   *time.Time
+	NotBefore        *time.Time // next attempt, after an error
+	Deadline         *time.Time
+	Error            string
+	BytesDone        *int64
+	BytesTotal       *int64
+	Rate             *int64 // bytes a second
+	Warnings, Notes  []string
+	Archives         []string // absolute paths
+	Manifest         string
+	Results          map[string]string // committed results of stages: directory below the run's staging
+	Attempts         []Attempt
+	Cleanups         int // how often a cleanup was finished: 0 or 1
+}
+
+var idRE = regexp.MustCompile(`^[0-9]{8}t[0-9]{6}z-[a-z2-7]{8}$`)
+
+// ValidID tells whether s has the form of a run id. It may become part of a path.
+func ValidID(s string) bool { return idRE.MatchString(s) }
+
+// NewID makes a run id from the time and at least five random bytes.
+func NewID(now time.Time, random []byte) string {
+	return strings.ToLower(now.UTC().Format("20060102T150405Z")) + "-" + base32(random[:5])
+}
+
+func base32(b []byte) string {
+	const digits = "abcdefghijklmnopqrstuvwxyz234567"
+	var n uint64
+	for _, x := range b {
+		n = n<<8 | uint64(x)
+	}
+	out := make([]byte, 8)
+	for i := range out {
+		out[7-i] = digits[n&31]
+		n >>= 5
+	}
+	return string(out)
+}
+
+// Age is how long ago the run was asked for.
+func (r Record) Age(now time.Time) time.Duration { return now.Sub(r.Created).Round(time.Second) }
+
+// ErrNotFound is returned for a run that has no record.
+var ErrNotFound = errors.New("no such run")
+
+// parse turns the hash into a Record.
+func parse(id string, h map[string]string) (Record, error) {
+	if len(h) == 0 || h["state"] == "" {
+		return Record{}, fmt.Errorf("%w: %s", ErrNotFound, id)
+	}
+	r := Record{ID: id, Instance: h["instance"], Requested: h["requested"], Type: h["type"], Set: h["set"],
+		State: State(h["state"]), Stage: h["stage"], Ending: State(h["ending"]), Cancel: h["cancel"] == "1",
+		Committed: h["committed"] == "1", Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
+		Results: map[string]string{}, Warnings: texts(h["warnings"]), Notes: texts(h["notes"]), Archives: texts(h["archives"])}
+	num := func(f string) int64 { n, _ := strconv.ParseInt(h[f], 10, 64); return n }
+	r.Generation, r.Claimed, r.Fence = num("generation"), num("claimed"), num("fence")
+	r.Attempt, r.Errors, r.Crashes, r.Interruptions = int(num("attempt")), int(num("errors")), int(num("crashes")), int(num("interruptions"))
+	r.Cleanups = int(num("cleanups"))
+	at := func(f string) *time.Time {
+		t, err := time.Parse(time.RFC3339Nano, h[f])
+		if err != nil {
+			return nil
+		}
+		return &t
+	}
+	if t := at("created"); t != nil {
+		r.Created = *t
+	}
+	if t := at("updated"); t != nil {
+		r.Updated = *t
+	}
+	r.Started, r.Ended, r.NotBefore, r.Deadline = at("started"), at("ended"), at("not_before"), at("deadline")
+	opt := func(f string) *int64 {
+		if h[f] == "" {
+			return nil
+		}
+		n := num(f)
+		return &n
+	}
+	r.BytesDone, r.BytesTotal, r.Rate = opt("bytes_done"), opt("bytes_total"), opt("rate")
+	for f, v := range h {
+		if s, ok := strings.CutPrefix(f, "result:"); ok {
+			r.Results[s] = v
+		}
+		if s, ok := strings.CutPrefix(f, "attempt:"); ok {
+			var a Attempt
+			if err := json.Unmarshal([]byte(v), &a); err != nil {
+				return r, fmt.Errorf("run %s: attempt %s is damaged: %w", id, s, err)
+			}
+			a.Fence, _ = strconv.ParseInt(s, 10, 64)
+			r.Attempts = append(r.Attempts, a)
+		}
+	}
+	sort.Slice(r.Attempts, func(i, j int) bool { return r.Attempts[i].Fence < r.Attempts[j].Fence })
+	return r, nil
+}
+
+func texts(s string) []string {
+	out := []string{}
+	if s != "" {
+		_ = json.Unmarshal([]byte(s), &out)
+	}
+	return out
+}
+
+func jsonTexts(s []string) string {
+	if len(s) == 0 {
+		return "[]"
+	}
+	b, _ := json.Marshal(s)
+	return string(b)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

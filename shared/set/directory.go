@@ -1,0 +1,304 @@
+package set
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+)
+
+// ErrUnknownVersion is wrapped by the error for a manifest of a version that
+// this program does not know.
+var ErrUnknownVersion = errors.New("unknown manifest version")
+
+// maxManifest bounds what is read as a manifest: some ten million files.
+const maxManifest = 4 << 30
+
+// DecodeManifest reads and checks a manifest, from where says whence for errors.
+func DecodeManifest(r io.Reader, from string) (*Manifest, error) {
+	var head struct {
+		Format  string `json:"format"`
+		Version int    `json:"version"`
+	}
+	text, err := io.ReadAll(io.LimitReader(r, maxManifest))
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", from, err)
+	}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return nil, fmt.Errorf("read manifest %s: it is damaged or no manifest: %w", from, err)
+	}
+	if head.Format != FormatName {
+		return nil, fmt.Errorf("read manifest %s: its format is %q, not %q: this is no manifest of a backup set", from, head.Format, FormatName)
+	}
+	if head.Version != FormatVersion {
+		return nil, fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
+	}
+	m := &Manifest{}
+	if err := json.Unmarshal(text, m); err != nil {
+		return nil, fmt.Errorf("read manifest %s: it is damaged: %w", from, err)
+	}
+	return m, m.check(from)
+}
+
+// check refuses names that would become wrong paths.
+func (m *Manifest) check(from string) error {
+	if _, err := ParseID(m.Set); err != nil {
+		return fmt.Errorf("read manifest %s: %w", from, err)
+	}
+	for _, a := range m.Archives {
+		if id, ok := IDOfName(a.Name); !ok || string(id) != m.Set {
+			return fmt.Errorf("read manifest %s: %q is no archive of set %s", from, a.Name, m.Set)
+		}
+		if a.Kind != MainArchive && a.Kind != EventBusArchive {
+			return fmt.Errorf("read manifest %s: archive %s is of unknown kind %q", from, a.Name, a.Kind)
+		}
+	}
+	if len(m.Archives) == 0 {
+		return fmt.Errorf("read manifest %s: it names no archive", from)
+	}
+	return nil
+}
+
+// ReadManifest reads the manifest at path.
+func ReadManifest(path string) (*Manifest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	defer f.Close()
+	return DecodeManifest(f, path)
+}
+
+// Size is the size of all archives together.
+func (m *Manifest) Size() int64 {
+	var n int64
+	for _, a := range m.Archives {
+		n += a.Size
+	}
+	return n
+}
+
+// Archive finds the archive of a kind.
+func (m *Manifest) Archive(kind string) (Archive, bool) {
+	for _, a := range m.Archives {
+		if a.Kind == kind {
+			return a, true
+		}
+	}
+	return Archive{}, false
+}
+
+// Parts names what the set covers, for a table.
+func (m *Manifest) Parts() []string {
+	parts := []string{}
+	if m.Postgres != nil {
+		parts = append(parts, "postgres")
+	}
+	if m.EventBus != nil {
+		parts = append(parts, "eventbus")
+	}
+	if m.Files != nil {
+		parts = append(parts, "files")
+	}
+	return parts
+}
+
+// Proof is what a verification or a drill found, later than the manifest.
+type Proof struct {
+	Kind   string    `json:"kind"` // verify or drill
+	At     time.Time `json:"at"`
+	Good   bool      `json:"good"`
+	Damage []Damage  `json:"damage,omitempty"`
+}
+
+// Proofs is the content of the proof file: newest last.
+type Proofs struct {
+	Format  string  `json:"format"`
+	Version int     `json:"version"`
+	Set     string  `json:"set"`
+	Proofs  []Proof `json:"proofs"`
+}
+
+const (
+	proofFormat = "catalog-backup/proof"
+	keptProofs  = 100
+)
+
+// ReadProofs reads the proofs beside the manifest of id in dir; none is no error.
+func ReadProofs(dir string, id ID) (Proofs, error) {
+	p := Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
+	b, err := os.ReadFile(filepath.Join(dir, id.ProofName()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, nil
+	}
+	if err != nil {
+		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
+	}
+	if err := json.Unmarshal(b, &p); err != nil {
+		return p, fmt.Errorf("read proofs of set %s: the file is damaged: %w; remove it, the next verify writes a new one", id, err)
+	}
+	return p, nil
+}
+
+// AddProof writes one more proof beside the manifest of id in dir.
+func AddProof(dir string, id ID, p Proof) error {
+	all, err := ReadProofs(dir, id)
+	if err != nil {
+		all = Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
+	}
+	all.Proofs = append(all.Proofs, p)
+	if n := len(all.Proofs); n > keptProofs {
+		all.Proofs = all.Proofs[n-keptProofs:]
+	}
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return WriteFile(filepath.Join(dir, id.ProofName()), append(b, '\n'))
+}
+
+// WriteFile writes a small file the safe way: temporary name, fsync, rename,
+// fsync of the directory. Mode 0600 whatever the umask. It replaces path.
+func WriteFile(path string, content []byte) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.new")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Chmod(0o600)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		err = SyncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// SyncDir makes renames in dir durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Summary is one line of a list of sets. Its JSON is the public one of `list`.
+type Summary struct {
+	Set      string    `json:"set"`
+	Type     Type      `json:"type"`
+	Created  time.Time `json:"created"`
+	Size     *int64    `json:"size"`
+	Archives []string  `json:"archives"`
+	Parent   *string   `json:"parent"`
+	Proof    *Proof    `json:"proof"`
+
+	Instance string   `json:"instance"`
+	Parts    []string `json:"parts"`
+	Warnings []string `json:"warnings"`
+	Missing  []string `json:"missing"` // archives that are not beside the manifest, or of another size
+	Dir      string   `json:"dir"`
+}
+
+// Listing is what a directory holds.
+type Listing struct {
+	Sets []Summary
+	// Foreign are files that look like a set's and have no manifest of ours:
+	// the catalog's own older backups. They are never touched.
+	Foreign []string
+	// Problems are manifests that cannot be read, in words.
+	Problems []string
+}
+
+// List reads every manifest in dir. Sets come oldest first.
+func List(dir string) (Listing, error) {
+	l := Listing{Sets: []Summary{}}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return l, fmt.Errorf("list sets: %w", err)
+	}
+	ours := map[string]bool{}
+	for _, e := range entries {
+		id, ok := IDOfName(e.Name())
+		if !ok || e.Name() != id.ManifestName() {
+			continue
+		}
+		m, err := ReadManifest(filepath.Join(dir, e.Name()))
+		if err != nil {
+			l.Problems = append(l.Problems, err.Error())
+			continue
+		}
+		for _, n := range id.Names() {
+			ours[n] = true
+		}
+		l.Sets = append(l.Sets, m.Summary(dir))
+	}
+	for _, e := range entries {
+		if id, ok := IDOfName(e.Name()); ok && !ours[e.Name()] && e.Name() != id.ManifestName() {
+			l.Foreign = append(l.Foreign, e.Name())
+		}
+	}
+	sort.Slice(l.Sets, func(i, j int) bool { return l.Sets[i].Set < l.Sets[j].Set })
+	return l, nil
+}
+
+// Summary is the list line of a set whose files lie in dir.
+func (m *Manifest) Summary(dir string) Summary {
+	size := m.Size()
+	s := Summary{Set: m.Set, Type: m.Type, Created: m.Finished, Size: &size, Parent: m.Parent, Instance: m.Instance,
+		Parts: m.Parts(), Warnings: m.Warnings, Archives: []string{}, Missing: []string{}, Dir: dir}
+	for _, a := range m.Archives {
+		path := filepath.Join(dir, a.Name)
+		s.Archives = append(s.Archives, path)
+		if fi, err := os.Lstat(path); err != nil || fi.Size() != a.Size {
+			s.Missing = append(s.Missing, a.Name)
+		}
+	}
+	if p, err := ReadProofs(dir, ID(m.Set)); err == nil && len(p.Proofs) > 0 {
+		s.Proof = &p.Proofs[len(p.Proofs)-1]
+	}
+	return s
+}
+
+// IsPart tells whether a base name is that of an archive being written for run.
+func IsPart(base, run string) bool {
+	return strings.HasPrefix(base, ".") && strings.Contains(base, "."+run+".") && strings.HasSuffix(base, ".part")
+}
+
+// PartName is the name of an archive while an attempt writes it.
+func PartName(final, run string, fence int64) string {
+	return fmt.Sprintf(".%s.%s.%d.part", final, run, fence)
+}
+
+// ReadInstance reads just the instance of the manifest at path.
+func ReadInstance(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	var m struct {
+		Instance string `json:"instance"`
+	}
+	return m.Instance, json.Unmarshal(b, &m)
+}

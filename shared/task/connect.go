@@ -1,0 +1,76 @@
+package task
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"catalog-backup/shared/config"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Connect makes a client for the configured Redis. Nothing is sent before it is used.
+func Connect(c *config.Config) (*redis.Client, error) {
+	o := &redis.Options{Network: "unix", Addr: c.RedisSocket(), DialTimeout: 3 * time.Second, ReadTimeout: 5 * time.Second,
+		WriteTimeout: 5 * time.Second, MaxRetries: 1, PoolSize: 24}
+	if c.Redis.Embedded {
+		return redis.NewClient(o), nil
+	}
+	r := c.Redis
+	o.Username, o.Password, o.DB = r.Username, r.Password, r.DB
+	if path, ok := strings.CutPrefix(r.Address, "unix:"); ok {
+		o.Addr = path
+	} else {
+		o.Network, o.Addr = "tcp", r.Address
+	}
+	if r.TLS.Enabled {
+		t, err := clientTLS(c, r.TLS, o.Addr)
+		if err != nil {
+			return nil, err
+		}
+		o.TLSConfig = t
+	}
+	return redis.NewClient(o), nil
+}
+
+func clientTLS(c *config.Config, t config.TLS, addr string) (*tls.Config, error) {
+	bad := func(key string, err error) error {
+		return &config.Error{File: c.Path, Key: key, Problem: err.Error(), Remedy: "name a readable PEM file"}
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	if out.ServerName == "" {
+		out.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, bad("redis.tls.ca_file", err)
+		}
+		out.RootCAs = x509.NewCertPool()
+		if !out.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, bad("redis.tls.ca_file", errors.New("it holds no certificate"))
+		}
+	}
+	if t.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, bad("redis.tls.cert_file", err)
+		}
+		out.Certificates = []tls.Certificate{pair}
+	}
+	return out, nil
+}
+
+// Where names the Redis for an error message, without secrets.
+func Where(c *config.Config) string {
+	if c.Redis.Embedded {
+		return fmt.Sprintf("the embedded Redis at %s", c.RedisSocket())
+	}
+	return "Redis at " + c.Redis.Address
+}

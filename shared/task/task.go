@@ -1,0 +1,87 @@
+// Package task is what the producer and the worker agree on about asynq: queues,
+// task ids, payloads and options.
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+)
+
+// Type of all tasks: one stage of one run.
+const Type = "backup:stage"
+
+// Payload of a task. It holds names only, never a secret.
+type Payload struct {
+	Run        string `json:"run"`
+	Instance   string `json:"instance"`
+	Stage      string `json:"stage"`
+	Generation int64  `json:"generation"`
+}
+
+// Queue is the queue of an instance, for its first stage; or, with a node, of the
+// storage that holds the staging of the later ones.
+func Queue(instance, node string) string {
+	if node == "" {
+		return instance
+	}
+	return instance + "." + node
+}
+
+// ID is `<install>:<run>:<stage>:<generation>`: unique over all installations,
+// since asynq's cancel goes by the id alone, across queues and databases.
+func ID(install string, p Payload) string {
+	return fmt.Sprintf("%s:%s:%s:%d", install, p.Run, p.Stage, p.Generation)
+}
+
+const (
+	// retention keeps the id of a completed task taken, so that enqueued twice is once.
+	retention = 14 * 24 * time.Hour
+	// maxRetry is out of reach: our own budgets decide.
+	maxRetry = 1 << 30
+	// noDeadline stands for none: without a deadline or timeout asynq would stop a task after 30 minutes.
+	noDeadline = 20 * 365 * 24 * time.Hour
+)
+
+// Enqueuer puts stages into their queue.
+type Enqueuer struct {
+	client *asynq.Client
+	now    func() time.Time
+}
+
+// NewEnqueuer uses client, which the caller closes.
+func NewEnqueuer(client *asynq.Client, now func() time.Time) *Enqueuer {
+	return &Enqueuer{client: client, now: now}
+}
+
+// Enqueue puts the task into the queue of the node ("" = the instance's), to start
+// at notBefore at the earliest. A task that is there already is no error.
+func (e *Enqueuer) Enqueue(ctx context.Context, install, node string, p Payload, notBefore *time.Time) error {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	opts := []asynq.Option{asynq.TaskID(ID(install, p)), asynq.Queue(Queue(p.Instance, node)), asynq.MaxRetry(maxRetry),
+		asynq.Retention(retention), asynq.Deadline(e.now().Add(noDeadline))}
+	if notBefore != nil && notBefore.After(e.now()) {
+		opts = append(opts, asynq.ProcessAt(*notBefore))
+	}
+	_, err = e.client.EnqueueContext(ctx, asynq.NewTask(Type, body), opts...)
+	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+		return fmt.Errorf("enqueue stage %s of run %s: %w", p.Stage, p.Run, err)
+	}
+	return nil
+}
+
+// Read takes a task's payload.
+func Read(t *asynq.Task) (Payload, error) {
+	var p Payload
+	if err := json.Unmarshal(t.Payload(), &p); err != nil {
+		return p, fmt.Errorf("read the payload of a task: %w", err)
+	}
+	return p, nil
+}
