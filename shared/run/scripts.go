@@ -52,7 +52,7 @@ end
 `
 
 // start: KEYS run, lock, open, runs, epoch; ARGV now, id, instance, requested, type,
-// first stage, new epoch, score, keep (s), deadline. Takes the lock and writes the record.
+// first stage, new epoch, score. Takes the lock and writes the record.
 // → ok, epoch | busy, id of the run that holds the lock | exists
 var startScript = redis.NewScript(prelude + `
 redis.call('SET', KEYS[5], ARGV[7], 'NX')

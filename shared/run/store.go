@@ -90,6 +90,10 @@ func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
 		case "exists":
 			return Record{}, fmt.Errorf("start a run: the run id %s is taken", q.ID)
 		}
+		if out[1] == q.ID {
+			// The client sent the script a second time, since the first answer was lost on the way.
+			return s.Get(ctx, q.ID)
+		}
 		holder, err := s.Get(ctx, out[1])
 		if errors.Is(err, ErrNotFound) || err == nil && holder.State.Over() {
 			if _, err := s.call(ctx, releaseScript, []string{runKey(out[1]), lockKey(q.Instance), openKey(q.Instance)}, out[1]); err != nil {

@@ -76,8 +76,8 @@ type CommitFile struct {
 }
 
 // Check makes sure that both directories are there and can be written, and that
-// no foreign Postgres staging stands in the way.
-func (d *Directory) Check() error {
+// no foreign Postgres staging stands in the way of the run.
+func (d *Directory) Check(runID string) error {
 	for key, dir := range map[string]string{"alation.backup.data_dump_dir": d.Dump, "alation.backup.data_temp_dir": d.Temp} {
 		fi, err := os.Stat(dir)
 		if err != nil {
@@ -96,9 +96,19 @@ func (d *Directory) Check() error {
 		}
 	}
 	if _, err := os.Lstat(d.staging()); err == nil {
-		if _, err := readOwner(d.staging()); err != nil {
-			return d.foreignStaging()
-		}
+		return d.mayUse(runID)
+	}
+	return nil
+}
+
+// mayUse refuses a Postgres staging that is foreign or of another run.
+func (d *Directory) mayUse(runID string) error {
+	o, err := readOwner(d.staging())
+	switch {
+	case err != nil:
+		return d.foreignStaging()
+	case o.Run != runID:
+		return fmt.Errorf("use %s for the Postgres staging: run %s of instance %s on node %s has it; a worker of that node removes it as soon as that run is over", d.staging(), o.Run, o.Instance, o.Node)
 	}
 	return nil
 }
@@ -223,9 +233,8 @@ func (d *Directory) ReadIntent(runID string) (Intent, error) {
 func (d *Directory) PostgresStaging(runID string, fence int64) (string, error) {
 	path := d.staging()
 	if _, err := os.Lstat(path); err == nil {
-		o, err := readOwner(path)
-		if err != nil || o.Run != runID {
-			return "", d.foreignStaging()
+		if err := d.mayUse(runID); err != nil {
+			return "", err
 		}
 		if err := removeOwned(path); err != nil {
 			return "", fmt.Errorf("remove the Postgres staging of an earlier attempt: %w", err)
