@@ -169,7 +169,8 @@ func start(t testing.TB, r *Restored, port int) *server {
 	require.NoError(t, err)
 	socket := filepath.Join(filepath.Dir(r.DataDir), "socket")
 	t.Cleanup(func() {
-		_ = exec.Command("runuser", "-u", "postgres", "--", filepath.Join(bin, "pg_ctl"), "-D", r.DataDir, "-m", "immediate", "-w", "stop").Run()
+		stop := strings.Replace(r.StartCommand, " -w start", " -m immediate -w stop", 1)
+		_ = exec.Command("sh", "-c", stop).Run()
 	})
 	out, err := exec.Command("sh", "-c", r.StartCommand).CombinedOutput()
 	if err != nil {

@@ -28,7 +28,7 @@ type Verifier struct {
 	seen     map[string]bool
 	info     map[string]infoSeen // by repository path
 	wal      map[string]bool
-	listed   map[string]set.WALFile // by segment
+	listed   map[string]set.WALFile    // by segment
 	config   map[string]set.ConfigFile // by entry
 	ext      string
 	inflate  *decompressor
