@@ -16,6 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// ourSettings is the line of postgresql.conf that ours follow.
+const ourSettings = "\n# lab\n"
+
 // PGOptions says what cluster StartPostgres makes. The zero value is a private
 // cluster with data checksums that listens on a unix socket only.
 type PGOptions struct {
@@ -163,7 +166,8 @@ func (p *PG) create(o PGOptions) error {
 	return p.configure(o)
 }
 
-// configure appends our settings; the last mention of a setting wins.
+// configure appends our settings, in place of those of an earlier start; the last
+// mention of a setting wins.
 func (p *PG) configure(o PGOptions) error {
 	listen := ""
 	if o.TCP {
@@ -189,7 +193,8 @@ func (p *PG) configure(o PGOptions) error {
 	if err != nil {
 		return err
 	}
-	return p.overwrite(name, string(old)+"\n# lab\n"+strings.Join(append(lines, o.Conf...), "\n")+"\n")
+	theirs, _, _ := strings.Cut(string(old), ourSettings)
+	return p.overwrite(name, theirs+ourSettings+strings.Join(append(lines, o.Conf...), "\n")+"\n")
 }
 
 // overwrite replaces a file of the data directory in place: owner and mode stay.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -215,16 +216,28 @@ func tail(path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// freePort gives a loopback port that nobody listens on. The system hands these out
-// in turn, so that it is not given to someone else soon.
+// freePort gives a loopback port that nobody listens on, out of a range below the one
+// that the system takes for outgoing connections (ip_local_port_range(7), from 32768):
+// in there a stranger may take the port while its server is down, and a client that
+// calls a dead server again and again ends up talking to itself.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	const first, last = 10240, 32000
+	var err error
+	for range 100 {
+		port := first + rand.IntN(last-first)
+		if _, taken := ports.LoadOrStore(port, true); taken {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("lab: no free loopback port: %w", err)
 }
+
+// ports are those that freePort gave out.
+var ports sync.Map
 
 // program finds an executable in PATH or in the folders that an ordinary user's PATH
 // lacks.
@@ -244,4 +257,10 @@ func program(name string) (string, error) {
 // PG… and PGBACKREST_… variables.
 func environment() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/nonexistent", "LC_ALL=C.UTF-8", "TZ=UTC"}
+}
+
+// Running tells whether a process runs; a zombie does not.
+func Running(pid int) bool {
+	_, state, _, err := stat(pid)
+	return err == nil && state != "Z" && state != "X"
 }

@@ -15,6 +15,10 @@ type EventBus struct {
 	Topics []Topic `json:"topics"`
 	Groups []Group `json:"groups"`
 	ACLs   []ACL   `json:"acls"`
+
+	// Discarded are segments in the archive that belong to no topic of the set: their
+	// topic was deleted while it was being read. Only verification looks at them.
+	Discarded []Segment `json:"discarded"`
 }
 
 // Topic is one topic as it was at the cut.
@@ -28,7 +32,8 @@ type Topic struct {
 }
 
 // Partition covers the offsets [Start, Cut): every offset is in a stored batch,
-// dropped as control or aborted, compacted away, or in Gaps.
+// in Dropped, in CompactedAway, or in Gaps. Only between the batches of one
+// segment of a compacted partition are holes not listed.
 type Partition struct {
 	ID               int32     `json:"id"`
 	Start            int64     `json:"start_offset"`
@@ -42,15 +47,16 @@ type Partition struct {
 	AbortedRecords   int64     `json:"aborted_records_dropped"`
 	BatchesWithHoles int64     `json:"batches_with_holes"`
 	MaxBatch         int       `json:"max_batch_bytes"`
-	Dropped          []Range   `json:"dropped"` // control and aborted batches, as offset ranges
+	Dropped          Ranges    `json:"dropped"`        // control, aborted and empty batches
+	CompactedAway    Ranges    `json:"compacted_away"` // between segments, before the first and after the last
 	Gaps             []Gap     `json:"gaps"`
 	Segments         []Segment `json:"segments"`
 }
 
 // Range is the offsets [From, To).
 type Range struct {
-	From int64 `json:"from"`
-	To   int64 `json:"to"`
+	From int64
+	To   int64
 }
 
 // Gap is offsets [From, To) that should be in the set and are not.
@@ -86,6 +92,9 @@ type GroupOffset struct {
 	Partition int32  `json:"partition"`
 	Offset    int64  `json:"offset"`
 	Metadata  string `json:"metadata"`
+	// BeyondCut says that the position lies after the partition's cut: a reader of
+	// uncommitted records was already past an open transaction.
+	BeyondCut bool `json:"beyond_cut,omitempty"`
 }
 
 // ACL is one access rule, in Kafka's own words.

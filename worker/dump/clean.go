@@ -99,10 +99,8 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 	if err != nil {
 		return committed, err
 	}
-	if o, err := readOwner(d.staging()); err == nil && o.Run == runID {
-		if err := removeOwned(d.staging()); err != nil {
-			return committed, fmt.Errorf("remove the Postgres staging of run %s: %w", runID, err)
-		}
+	if err := d.RemovePostgresStaging(runID); err != nil {
+		return committed, err
 	}
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {
@@ -188,4 +186,31 @@ func ReadResult(attemptDir string, v any) error {
 		return err
 	}
 	return json.Unmarshal(b, v)
+}
+
+// RemovePostgresStaging removes <dump>/pgbackrest if it is the run's.
+func (d *Directory) RemovePostgresStaging(runID string) error {
+	if o, err := readOwner(d.staging()); err != nil || o.Run != runID {
+		return nil
+	}
+	if err := removeOwned(d.staging()); err != nil {
+		return fmt.Errorf("remove the Postgres staging of run %s: %w", runID, err)
+	}
+	return nil
+}
+
+// RemoveParts removes what earlier attempts of the run wrote for one final name.
+func (d *Directory) RemoveParts(runID, final string) error {
+	entries, err := os.ReadDir(d.Dump)
+	if err != nil {
+		return fmt.Errorf("remove the parts of earlier attempts: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+final+"."+runID+".") && set.IsPart(e.Name(), runID) {
+			if err := os.Remove(filepath.Join(d.Dump, e.Name())); err != nil {
+				return fmt.Errorf("remove the parts of earlier attempts: %w", err)
+			}
+		}
+	}
+	return nil
 }

@@ -28,7 +28,7 @@ type Reconciler struct {
 }
 
 const (
-	leaderTTL = 10 * time.Second
+	leaderTTL = 4 * time.Second
 	// goneGrace is how long a missing staging may mean that a live attempt is about to notice.
 	goneGrace = 5 * time.Second
 )

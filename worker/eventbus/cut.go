@@ -1,0 +1,215 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+)
+
+// topicWork is a topic while it is dumped.
+type topicWork struct {
+	set.Topic
+	id      kadm.TopicID
+	leaders []int32 // by index of Partitions
+	newest  atomic.Int64
+	gone    atomic.Bool // deleted meanwhile
+}
+
+// newTopicWork begins a topic from what the survey saw.
+func newTopicWork(d kadm.TopicDetail, configs topicConfigs) *topicWork {
+	t := &topicWork{id: d.ID, Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Partitions: []set.Partition{}}}
+	if t.Configs == nil {
+		t.Configs = map[string]*string{}
+	}
+	t.newest.Store(-1)
+	for _, p := range d.Partitions.Sorted() {
+		t.ReplicationFactor = max(t.ReplicationFactor, len(p.Replicas))
+		t.leaders = append(t.leaders, p.Leader)
+		t.Partitions = append(t.Partitions, set.Partition{
+			ID: p.Partition, Compacted: strings.Contains(configs.effective["cleanup.policy"], "compact"),
+			Dropped: set.Ranges{}, CompactedAway: set.Ranges{}, Gaps: []set.Gap{}, Segments: []set.Segment{},
+		})
+	}
+	return t
+}
+
+// saw notes the newest timestamp of the topic's batches.
+func (t *topicWork) saw(ms int64) {
+	for {
+		old := t.newest.Load()
+		if ms <= old || t.newest.CompareAndSwap(old, ms) {
+			return
+		}
+	}
+}
+
+// takeCut lists where each partition begins and where it ends: start offsets,
+// then high watermarks, then last stable offsets. The other way round a
+// transaction that ends in between would look open.
+func (c *client) takeCut(ctx context.Context, topics []*topicWork, f *stage.Findings) error {
+	starts, err := c.offsets(ctx, topics, "start", c.adm.ListStartOffsets)
+	if err != nil {
+		return err
+	}
+	high, err := c.offsets(ctx, topics, "end", c.adm.ListEndOffsets)
+	if err != nil {
+		return err
+	}
+	stable, err := c.offsets(ctx, topics, "stable end", c.adm.ListCommittedOffsets)
+	if err != nil {
+		return err
+	}
+	for _, t := range topics {
+		for i := range t.Partitions {
+			if t.gone.Load() {
+				break
+			}
+			p := &t.Partitions[i]
+			p.Start, p.HighWatermark, p.Cut = starts[t][p.ID], high[t][p.ID], stable[t][p.ID]
+			if p.Cut < p.HighWatermark {
+				f.Warn("eventbus: topic %s partition %d: an open transaction holds back offsets %d to %d; they are not in the set", t.Name, p.ID, p.Cut, p.HighWatermark-1)
+			}
+			// Published, or deleted, between the listings.
+			p.HighWatermark = max(p.HighWatermark, p.Cut)
+			if p.Start > p.Cut {
+				p.Start = p.Cut
+			}
+		}
+	}
+	return nil
+}
+
+type lister func(context.Context, ...string) (kadm.ListedOffsets, error)
+
+// offsets lists one offset of every partition, and asks again for those that
+// have no leader just now, for as long as the budget says. Topics that were
+// deleted meanwhile are marked.
+func (c *client) offsets(ctx context.Context, topics []*topicWork, what string, list lister) (map[*topicWork]map[int32]int64, error) {
+	out := map[*topicWork]map[int32]int64{}
+	began := time.Now()
+	pending := topics
+	for try := 1; ; try++ {
+		var ask []string
+		for _, t := range pending {
+			if !t.gone.Load() {
+				ask = append(ask, t.Name)
+			}
+		}
+		if len(ask) == 0 {
+			return out, nil
+		}
+		listed, err := list(ctx, ask...)
+		if err = c.explain(err); stage.IsPermanent(err) {
+			return nil, err
+		}
+		var again []*topicWork
+		for _, t := range pending {
+			got, terr := c.partitionOffsets(ctx, t, listed)
+			if stage.IsPermanent(terr) {
+				return nil, terr
+			}
+			if terr != nil && !t.gone.Load() {
+				again = append(again, t)
+				if err == nil {
+					err = terr
+				}
+			}
+			out[t] = got
+		}
+		if pending = again; len(pending) == 0 {
+			return out, nil
+		}
+		if time.Since(began) > c.o.Budget {
+			return nil, fmt.Errorf("eventbus: topic %s: its %s offsets could not be read within %s: %w; see to the brokers that lead its partitions", pending[0].Name, what, c.o.Budget, err)
+		}
+		if err := pause(ctx, try); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// partitionOffsets takes the offsets of one topic out of an answer.
+func (c *client) partitionOffsets(ctx context.Context, t *topicWork, listed kadm.ListedOffsets) (map[int32]int64, error) {
+	got := map[int32]int64{}
+	for _, p := range t.Partitions {
+		o, ok := listed.Lookup(t.Name, p.ID)
+		if !ok {
+			o.Err = errNoAnswer
+			if whole, found := listed.Lookup(t.Name, -1); found && whole.Err != nil {
+				o.Err = whole.Err
+			}
+		}
+		if isUnknownTopic(o.Err) {
+			if err := c.confirmGone(ctx, t); err != nil {
+				return nil, err
+			}
+		}
+		if o.Err != nil {
+			return nil, fmt.Errorf("topic %s partition %d: %w", t.Name, p.ID, c.explain(o.Err))
+		}
+		got[p.ID] = o.Offset
+	}
+	return got, nil
+}
+
+func isUnknownTopic(err error) bool {
+	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.InconsistentTopicID)
+}
+
+// goneAfter is how long a topic must be unknown without a break before it counts
+// as deleted: a broker that has just started may not know it yet.
+const goneAfter = 3 * time.Second
+
+// confirmGone asks whether a topic that a broker did not know is really gone,
+// and marks it then. It returns early if the topic is there. Made anew under the
+// same name is a permanent error.
+func (c *client) confirmGone(ctx context.Context, t *topicWork) error {
+	began := time.Now()
+	for try := 1; !t.gone.Load(); try++ {
+		there, err := c.stillThere(ctx, t)
+		if err != nil || there {
+			return err
+		}
+		if time.Since(began) > goneAfter {
+			t.gone.Store(true)
+			return nil
+		}
+		if err := pause(ctx, 5); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stillThere asks once. A topic of the same name with another id is a permanent error.
+func (c *client) stillThere(ctx context.Context, t *topicWork) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	md, err := c.metadata(ctx, t.Name)
+	if err != nil {
+		return false, err
+	}
+	d, ok := md.Topics[t.Name]
+	if !ok || isUnknownTopic(d.Err) {
+		return false, nil
+	}
+	return true, t.same(d.ID)
+}
+
+// same compares the topic's id, where the broker has ids (Kafka 2.8).
+func (t *topicWork) same(id kadm.TopicID) error {
+	var none kadm.TopicID
+	if t.id == none || id == none || t.id == id {
+		return nil
+	}
+	return stage.Permanentf("eventbus: topic %s was deleted and created again while the backup ran: the set would not hold one or the other; run the backup again", t.Name)
+}

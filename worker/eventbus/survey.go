@@ -1,0 +1,234 @@
+package eventbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"catalog-backup/worker/stage"
+)
+
+// survey is what a principal can see of the bus, and whether that is all.
+type survey struct {
+	cluster string
+	brokers int
+	topics  []kadm.TopicDetail         // those to be dumped, by name
+	sizes   map[string]map[int32]int64 // bytes on disk by topic and partition, where told
+	configs map[string]topicConfigs    // by topic
+	visible int                        // topics that the principal sees, wanted or not
+	checked bool                       // the topics were compared with those on the brokers' disks
+}
+
+// topicConfigs are a topic's settings.
+type topicConfigs struct {
+	own       map[string]*string // set on the topic itself
+	effective map[string]string  // with the brokers' defaults
+}
+
+// Rights that a dump needs, for remedies.
+const needRights = "grant the user READ and DESCRIBE_CONFIGS on Topic *, DESCRIBE on Group *, DESCRIBE on Cluster"
+
+// look finds the topics to dump, and what hides from this principal: topics
+// without DESCRIBE are left out of Kafka's answers without a word.
+func (c *client) look(ctx context.Context) (*survey, stage.Findings, error) {
+	var f stage.Findings
+	s, hidden, why, err := c.list(ctx)
+	if err != nil {
+		return nil, f, err
+	}
+	if len(hidden) > 0 {
+		if err := c.orWarn(&f, "the bus has %d topics that the user cannot see (%s): they would be missing", len(hidden), names(hidden)); err != nil {
+			return nil, f, err
+		}
+	}
+	if !s.checked {
+		f.Warn("eventbus: whether all topics are visible could not be checked (%v); grant the user DESCRIBE on Cluster", why)
+	}
+	if err := c.dropUnreadable(s, &f); err != nil {
+		return nil, f, err
+	}
+	if err := c.readConfigs(ctx, s, &f); err != nil {
+		return nil, f, err
+	}
+	for _, t := range s.topics {
+		if err := checkTopicName(t.Topic); err != nil {
+			return nil, f, stage.Permanentf("eventbus: %w; exclude the topic", err)
+		}
+	}
+	return s, f, nil
+}
+
+// orWarn is the rule for what makes a dump incomplete: a permanent error, or a
+// warning where gaps are allowed.
+func (c *client) orWarn(f *stage.Findings, format string, args ...any) error {
+	if c.o.AllowGaps {
+		f.Warn("eventbus: "+format, args...)
+		return nil
+	}
+	return stage.Permanentf("eventbus: "+format+"; "+needRights+", or set eventbus.allow_gaps", args...)
+}
+
+// list compares the topics that the principal sees with those on the brokers'
+// disks. The disks come first, so that a topic made meanwhile is not hidden; one
+// deleted meanwhile is asked for by name and looked for again.
+func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecked error, err error) {
+	for try := 1; ; try++ {
+		s = &survey{sizes: map[string]map[int32]int64{}}
+		dirs, derr := c.adm.DescribeAllLogDirs(ctx, nil)
+		md, err := c.metadata(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		s.cluster, s.brokers = md.Cluster, len(md.Brokers)
+		seen := 0
+		dirs.Each(func(d kadm.DescribedLogDir) {
+			seen++
+			d.Topics.Each(func(p kadm.DescribedLogDirPartition) {
+				if p.IsFuture {
+					return
+				}
+				if s.sizes[p.Topic] == nil {
+					s.sizes[p.Topic] = map[int32]int64{}
+				}
+				s.sizes[p.Topic][p.Partition] = max(s.sizes[p.Topic][p.Partition], p.Size)
+			})
+		})
+		// Before Kafka 3.2 a refusal is an empty answer without an error.
+		s.checked = derr == nil && (seen > 0 || slices.Contains(md.AuthorizedOperations, kadm.OpDescribe))
+		if !s.checked {
+			if unchecked = derr; unchecked == nil {
+				unchecked = errors.New("the brokers do not tell what is on their disks")
+			}
+		}
+		for _, t := range md.Topics.Sorted() {
+			if !t.IsInternal && !internalTopics[t.Topic] {
+				s.visible++
+			}
+			if !t.IsInternal && c.o.wants(t.Topic) && !errors.Is(t.Err, kerr.UnknownTopicOrPartition) {
+				s.topics = append(s.topics, t)
+			}
+		}
+		hidden = hidden[:0]
+		for t := range s.sizes {
+			if _, ok := md.Topics[t]; !ok && c.o.wants(t) {
+				hidden = append(hidden, t)
+			}
+		}
+		if hidden, err = c.existing(ctx, hidden); err != nil {
+			return nil, nil, nil, err
+		}
+		if len(hidden) == 0 || try == 4 {
+			sort.Strings(hidden)
+			return s, hidden, unchecked, nil
+		}
+		if err := pause(ctx, 5); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+}
+
+// existing leaves those of the topics that are on disk but known to be deleted out.
+func (c *client) existing(ctx context.Context, topics []string) ([]string, error) {
+	if len(topics) == 0 {
+		return nil, nil
+	}
+	md, err := c.metadata(ctx, topics...)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(topics, func(t string) bool {
+		d, ok := md.Topics[t]
+		return ok && errors.Is(d.Err, kerr.UnknownTopicOrPartition)
+	}), nil
+}
+
+// dropUnreadable takes topics that cannot be read out of the survey.
+func (c *client) dropUnreadable(s *survey, f *stage.Findings) error {
+	var denied []string
+	var broken error
+	s.topics = slices.DeleteFunc(s.topics, func(t kadm.TopicDetail) bool {
+		// No list of rights at all means that the broker did not tell.
+		ops := t.AuthorizedOperations
+		if isDenied(t.Err) || len(ops) > 0 && !slices.Contains(ops, kadm.OpRead) && !slices.Contains(ops, kadm.OpAll) {
+			denied = append(denied, t.Topic)
+			return true
+		}
+		if t.Err != nil && broken == nil {
+			broken = fmt.Errorf("eventbus: topic %s cannot be looked up: %w", t.Topic, t.Err)
+		}
+		return false
+	})
+	if broken != nil {
+		return broken
+	}
+	if len(denied) > 0 {
+		return c.orWarn(f, "no right to READ %d topics (%s): they would be missing", len(denied), names(denied))
+	}
+	return nil
+}
+
+// readConfigs reads the settings of the survey's topics.
+func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) error {
+	s.configs = map[string]topicConfigs{}
+	var list, denied []string
+	for _, t := range s.topics {
+		list = append(list, t.Topic)
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	rs, err := c.adm.DescribeTopicConfigs(ctx, list...)
+	if err != nil {
+		return fmt.Errorf("reading the topics' settings: %w", c.explain(err))
+	}
+	for _, r := range rs {
+		if errors.Is(r.Err, kerr.UnknownTopicOrPartition) {
+			continue // deleted just now; found out again when it is read
+		}
+		if isDenied(r.Err) {
+			denied = append(denied, r.Name)
+			continue
+		}
+		if r.Err != nil {
+			return fmt.Errorf("reading the settings of topic %s: %w", r.Name, c.explain(r.Err))
+		}
+		tc := topicConfigs{own: map[string]*string{}, effective: map[string]string{}}
+		for _, kv := range r.Configs {
+			if isTopicOwn(kv) {
+				tc.own[kv.Key] = kv.Value
+			}
+			if kv.Value != nil {
+				tc.effective[kv.Key] = *kv.Value
+			}
+		}
+		s.configs[r.Name] = tc
+	}
+	if len(denied) > 0 {
+		sort.Strings(denied)
+		return c.orWarn(f, "no right to DESCRIBE_CONFIGS of %d topics (%s): their settings would be missing", len(denied), names(denied))
+	}
+	return nil
+}
+
+// bytes is how much the survey's topics hold on disk, 0 if that is unknown.
+func (s *survey) bytes() (n int64) {
+	for _, t := range s.topics {
+		for _, size := range s.sizes[t.Topic] {
+			n += size
+		}
+	}
+	return n
+}
+
+// checkNotBlind refuses a bus that looks empty to a principal who may just see nothing.
+func (c *client) checkNotBlind(s *survey, groups int) error {
+	if s.visible > 0 || groups > 0 || s.checked {
+		return nil
+	}
+	return stage.Permanentf("eventbus: the user sees no topic and no group and may not ask what there is: this would be a complete backup of nothing; %s", needRights)
+}
