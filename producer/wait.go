@@ -74,8 +74,9 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 	away := false
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	show.update(r, a.now())
 	for {
-		read, err := c.read(ctx, r.ID, min(answerLimit, max(pollEvery, reconnect)))
+		read, err := c.read(ctx, r.ID, min(answerLimit, max(time.Second, reconnect)))
 		switch {
 		case ctx.Err() != nil:
 			return r, errInterrupted
