@@ -148,5 +148,5 @@ func (a *app) printAttempts(attempts []run.Attempt, now time.Time) {
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", printable(t.Stage), t.Attempt, printable(t.Node),
 			t.Started.UTC().Format(time.RFC3339), span(end.Sub(t.Started)), outcome, printable(text))
 	}
-	w.Flush()
+	_ = w.Flush()
 }

@@ -39,7 +39,7 @@ var ErrFenced = errors.New("this attempt is no longer the current one")
 var ErrCancel = errors.New("the run was cancelled")
 
 // ErrEpoch means that Redis lost its data, or another Redis answers now.
-var ErrEpoch = errors.New("Redis lost the run records (its epoch changed)")
+var ErrEpoch = errors.New("the run records are gone from Redis (its epoch changed)")
 
 // BusyError is returned when the instance has an open run.
 type BusyError struct {
