@@ -80,7 +80,7 @@ type Request struct {
 func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
 	keys := []string{runKey(q.ID), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance), epochKey}
 	for range 3 {
-		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli())
+		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli(), s.keepSeconds())
 		if err != nil {
 			return Record{}, fmt.Errorf("start a run: %w", err)
 		}
