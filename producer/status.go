@@ -119,8 +119,6 @@ func stateWords(r run.Record) string {
 	case r.State.Over():
 	case r.Ending != "":
 		s += ", cleaning up; it will end as " + string(r.Ending)
-	case r.Committed && r.Cancel:
-		s += ", a cancel came too late"
 	case r.Cancel:
 		s += ", a cancel was asked for"
 	}

@@ -132,9 +132,6 @@ func (a *app) summary(r run.Record) {
 	if e.Manifest != nil {
 		fmt.Fprintf(a.out, "manifest  %s\n", printable(*e.Manifest))
 	}
-	if r.State == run.Succeeded && r.Cancel {
-		fmt.Fprintln(a.out, "note      a cancel came too late")
-	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(a.out, "note      %s\n", printable(n))
 	}

@@ -161,6 +161,25 @@ func TestStop(t *testing.T) {
 	}
 }
 
+func TestStopKeepsWhatWasGood(t *testing.T) {
+	b := newBench(t)
+	r := between(b)
+	_, err := b.Stop(ctx, r, 0, Failed, "no time left", false)
+	require.NoError(t, err)
+	require.Equal(t, Good, *b.reload(r).Attempts[0].Outcome)
+	require.Nil(t, b.reload(r).Attempts[0].Error)
+}
+
+func TestForcedStopKeepsWhyTheRunWasEnding(t *testing.T) {
+	b := newBench(t)
+	r := cleaning(b)
+	_, err := b.Stop(ctx, r, 0, Cancelled, "node lost", true)
+	require.NoError(t, err)
+	r = b.reload(r)
+	require.Equal(t, Failed, r.State)
+	require.Equal(t, "disk full", r.Error)
+}
+
 func TestCommitClosesTheDoor(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)

@@ -65,8 +65,13 @@ func TestCancelInEveryPhase(t *testing.T) {
 			reply, err := b.Cancel(ctx, r)
 			require.NoError(t, err)
 			require.Equal(t, c.reply, reply)
+			before := r
 			r = b.reload(r)
 			require.Equal(t, c.state, r.State)
+			if reply == CancelClosed {
+				require.Greater(t, r.Fence, before.Fence)
+				require.Greater(t, r.Generation, before.Generation, "the task in the queue does not count any more")
+			}
 			r = b.finish(r)
 			require.Equal(t, c.end, r.State)
 			require.Empty(t, b.locked())

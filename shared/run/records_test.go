@@ -80,6 +80,26 @@ func TestEmptiedRedisStopsAnAttemptAndLeavesNoGhost(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotFound)
 }
 
+func TestAnotherEpochStopsAnAttempt(t *testing.T) {
+	b := newBench(t)
+	r := claimed(b)
+	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, "another", nil, nil, nil), ErrEpoch)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, "another", true), ErrEpoch)
+	require.NoError(t, b.rdb.Del(ctx, runKey(r.ID)).Err()) // the record alone is gone
+	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, nil, nil, nil), ErrEpoch)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true), ErrEpoch)
+}
+
+func TestReleaseSparesALockTakenMeanwhile(t *testing.T) {
+	b := newBench(t)
+	old := succeeded(b)
+	r := b.begin()
+	out, err := b.call(ctx, releaseScript, []string{runKey(old.ID), lockKey(b.instance), openKey(b.instance)}, old.ID)
+	require.NoError(t, err)
+	require.Equal(t, "held", out[0])
+	require.Equal(t, r.ID, b.locked())
+}
+
 func TestReleaseLock(t *testing.T) {
 	b := newBench(t)
 	require.NoError(t, b.ReleaseLock(ctx, b.instance), "there is none")

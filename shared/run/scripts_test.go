@@ -188,7 +188,14 @@ func TestStartKeepsTheEpoch(t *testing.T) {
 	second, err := b.Epoch(ctx, "two")
 	require.NoError(t, err)
 	require.Equal(t, first, second)
-	require.Equal(t, first, b.begin().Epoch)
+	q := b.request()
+	q.Epoch = "three"
+	r, err := b.Start(ctx, q)
+	require.NoError(t, err)
+	require.Equal(t, first, r.Epoch)
+	second, err = b.Epoch(ctx, "four")
+	require.NoError(t, err)
+	require.Equal(t, first, second)
 }
 
 func TestOnlyOneOfManyStartsWins(t *testing.T) {
@@ -298,6 +305,16 @@ func TestClaimRefusals(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "stale", c.Kind)
 	require.Zero(t, b.rdb.Exists(ctx, runKey("20200101t000000z-aaaaaaaa")).Val(), "no ghost record")
+}
+
+func TestEndedRunIsClaimedNoMore(t *testing.T) {
+	b := newBench(t)
+	for _, at := range []stageAt{succeeded, failed} {
+		r := at(b)
+		c, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", b.clock)
+		require.NoError(t, err)
+		require.Equal(t, "stale", c.Kind)
+	}
 }
 
 func TestDeadlineIsThatOfTheFirstClaim(t *testing.T) {
