@@ -24,6 +24,9 @@ func (c *Checker) Check(h *Header) error {
 	if link, ok := c.below(h.Name); ok {
 		return fmt.Errorf("entry %s lies below the symbolic link %s", show(h.Name), show(link))
 	}
+	if h.Kind == Dir && c.links[h.Name] {
+		return fmt.Errorf("entry %s is a directory in the place of a symbolic link", show(h.Name))
+	}
 	if h.Kind == HardLink {
 		if link, ok := c.below(h.Link + "/"); ok {
 			return fmt.Errorf("entry %s is a hard link to or below the symbolic link %s", show(h.Name), show(link))

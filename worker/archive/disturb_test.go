@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
@@ -301,4 +302,37 @@ func TestCancelledWalk(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrClosedPipe)
 	_, err = AddFiles(context.Background(), mustCreate(t), FilesOptions{Paths: []string{root}}, nil, func(set.File) error { return io.ErrShortBuffer })
 	require.ErrorIs(t, err, io.ErrShortBuffer)
+}
+
+// A disk that gives errors: with AllowUnreadable zeros take the place of what can't be
+// read, the archive stays valid, and the record says so. A file open for writing
+// only stands for the bad disk: every read of it fails.
+func TestReadErrorInTheMiddle(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "f")
+	write(t, p, noise(1000), 0644)
+	f, err := os.OpenFile(p, os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	h := &Header{Size: 1000}
+	c := newContent(f, h, true, func(int64) {})
+	b, err := io.ReadAll(c)
+	require.NoError(t, err)
+	require.Equal(t, make([]byte, 1000), b)
+	require.Error(t, c.fault)
+	_, err = io.ReadAll(newContent(f, h, false, func(int64) {}))
+	require.Error(t, err)
+}
+
+// Times that no other part of the program can hold do not fail the backup.
+func TestTimesBeyondJSON(t *testing.T) {
+	root := tmpfs(t, "1m")
+	for i, sec := range []int64{1 << 60, -(1 << 60), 253402300800} {
+		write(t, filepath.Join(root, string(rune('a'+i))), nil, 0600)
+		setTime(t, filepath.Join(root, string(rune('a'+i))), sec, 0)
+	}
+	path, files, _ := backup(t, FilesOptions{Paths: []string{root}})
+	_, err := json.Marshal(files)
+	require.NoError(t, err)
+	require.Empty(t, verify(t, path, files))
+	extract(t, path)
 }

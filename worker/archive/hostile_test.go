@@ -105,6 +105,7 @@ func TestCheckerRefuses(t *testing.T) {
 		{{Name: "l", Kind: Symlink, Link: "/"}, {Name: "h", Kind: HardLink, Link: "l"}},
 		{{Name: "l", Kind: Symlink, Link: "/"}, {Name: "h", Kind: HardLink, Link: "l/etc/passwd"}},
 		{{Name: "h", Kind: HardLink, Link: "../x"}},
+		{{Name: "l", Kind: Symlink, Link: "/"}, {Name: "l", Kind: Dir}},
 	} {
 		c := NewChecker()
 		var err error
