@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -X main.version=$(VERSION)
+LDFLAGS := -X catalog-backup/shared/exit.Version=$(VERSION)
 # How many packages are tested at once.
 TEST_P ?= 2
 TEST_TIMEOUT ?= 14m

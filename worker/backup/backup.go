@@ -4,6 +4,11 @@ package backup
 
 import (
 	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"catalog-backup/shared/config"
@@ -46,10 +51,26 @@ type handed struct {
 	Findings stage.Findings `json:"findings"`
 }
 
-func (o Options) postgresOptions(pidFile string) postgres.Options {
+func (o Options) postgresOptions(pidDir string) postgres.Options {
 	p := o.Config.Postgres
-	return postgres.Options{DSN: p.DSN, Password: p.Password, PgBackRest: p.PgBackRest, Processes: p.Processes, CompressType: p.CompressType,
-		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: Runner{Config: o.Config, PIDFile: pidFile}, Logf: o.Logf}
+	return postgres.Options{DSN: dsn(p.DSN, p.Password), PgBackRest: p.PgBackRest, Processes: p.Processes, CompressType: p.CompressType,
+		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(o.Config, pidDir), Logf: o.Logf}
+}
+
+// dsn puts a password that is configured apart into the connection string.
+func dsn(dsn, password string) string {
+	if password == "" {
+		return dsn
+	}
+	if u, err := url.Parse(dsn); err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") {
+		name := ""
+		if u.User != nil {
+			name = u.User.Username()
+		}
+		u.User = url.UserPassword(name, password)
+		return u.String()
+	}
+	return dsn + " password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(password) + "'"
 }
 
 func (o Options) eventBusOptions() eventbus.Options {
@@ -78,18 +99,26 @@ func (o Options) archiveOptions() archive.Options {
 
 // Runner runs the tools of the postgres room under a keeper.
 type Runner struct {
-	Config  *config.Config // for nice and I/O class; nil: as they are
-	PIDFile string         // where the group is noted for a successor; "": nowhere
+	Config *config.Config // for nice and I/O class; nil: as they are
+	// PIDDir is where each tool's group is noted for a successor, in a file of its
+	// own, since several run at once; "": nowhere.
+	PIDDir string
+	number *atomic.Int64
+}
+
+// NewRunner makes a Runner. Both arguments may be zero.
+func NewRunner(c *config.Config, pidDir string) Runner {
+	return Runner{Config: c, PIDDir: pidDir, number: &atomic.Int64{}}
 }
 
 // Run implements postgres.Runner.
 func (r Runner) Run(ctx context.Context, c postgres.Command) error {
-	k := keeper.Command{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr, PIDFile: c.PIDFile}
+	k := keeper.Command{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr}
 	if k.Env == nil {
 		k.Env = []string{}
 	}
-	if k.PIDFile == "" {
-		k.PIDFile = r.PIDFile
+	if r.PIDDir != "" {
+		k.PIDFile = filepath.Join(r.PIDDir, fmt.Sprintf("%d.pid", r.number.Add(1)))
 	}
 	if c.Credential != nil {
 		k.Credential = &keeper.Credential{UID: c.Credential.UID, GID: c.Credential.GID, Groups: c.Credential.Groups}

@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"path/filepath"
 
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/pipeline"
@@ -41,7 +40,7 @@ func (s database) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 }
 
 func (s database) backup(ctx context.Context, a *pipeline.Attempt, w postgres.Work) (*databaseResult, error) {
-	o := s.postgresOptions(filepath.Join(a.Dir, "pgbackrest.pid"))
+	o := s.postgresOptions(a.Dir)
 	facts, _, err := postgres.Preflight(ctx, o, w)
 	if err != nil {
 		return nil, err

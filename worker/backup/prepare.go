@@ -71,7 +71,7 @@ func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared)
 		return err
 	}
 	out.FilesBytes = files
-	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(filepath.Join(a.Dir, "preflight.pid")), postgres.Work{Repo: filepath.Join(s.Config.Backup.DumpDir, "pgbackrest"), Dir: a.Dir})
+	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a.Dir), postgres.Work{Repo: filepath.Join(s.Config.Backup.DumpDir, "pgbackrest"), Dir: a.Dir})
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,9 @@ func (e *ExitError) Error() string {
 	return text
 }
 
+// ExitCode is Code, as os/exec's errors have it.
+func (e *ExitError) ExitCode() int { return e.Code }
+
 // oneLine joins the lines of s and drops what could trouble a terminal.
 func oneLine(s string) string {
 	var lines []string

@@ -225,6 +225,9 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 		if _, err := e.p.Dir.Clean(ctx, r.ID, true); err != nil {
 			e.p.Log.WithField("run", r.ID).WithError(err).Warn("the set is good, but staging stays; the sweeper will try again")
 		}
+		if e.p.Publish != nil {
+			e.p.Publish(ctx)
+		}
 	}
 	generation, err := e.p.Store.Advance(ctx, r, r.Stage, r.Fence, next, result)
 	if errors.Is(err, run.ErrCancel) {

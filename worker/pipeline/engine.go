@@ -41,7 +41,9 @@ type Params struct {
 	Log      logrus.FieldLogger
 	// Mask takes secrets out of an error's text before it goes into a record or log.
 	Mask func(string) string
-	// Ended is called after a run of this node has ended, to publish the sets.
+	// Publish shows the node's sets to the producers, before a run is shown as succeeded.
+	Publish func(ctx context.Context)
+	// Ended is called after a run of this node has ended, to sweep what is left.
 	Ended func(ctx context.Context)
 	// Pulse is how often an attempt reports and looks for a cancel. Default 500 ms.
 	Pulse time.Duration
@@ -69,7 +71,7 @@ func NewEngine(p Params) *Engine {
 }
 
 // FirstStage is what the producer enqueues.
-const FirstStage = "prepare"
+const FirstStage = run.Prepare
 
 // errBusy makes asynq deliver the task again soon; it never counts.
 var errBusy = errors.New("a live attempt holds the run; looked at again soon")

@@ -53,6 +53,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 		default:
 		}
 	}
+	p.Publish = w.publish
 	client := asynq.NewClientFromRedisClient(rdb)
 	p.Enqueuer = task.NewEnqueuer(client, p.Now)
 	w.p = p
@@ -159,6 +160,11 @@ func (w *Worker) keepHouse(ctx context.Context) {
 	if err := Sweep(ctx, w.p.Store, w.p.Dir, w.p.Instance); err != nil {
 		w.p.Log.WithError(err).Warn("sweeping left-overs ends badly; trying again later")
 	}
+	w.publish(ctx)
+}
+
+// publish shows the sets of this node to the producers.
+func (w *Worker) publish(ctx context.Context) {
 	l, err := set.List(w.p.Dir.Dump)
 	if err == nil {
 		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
