@@ -197,7 +197,6 @@ type smallFile struct {
 	left    int // attributes left out
 	changed string
 	err     error
-	read    chan struct{} // closed when the rest is valid
 }
 
 // readSmall reads a small file whole. buf has room for smallEntry bytes.
