@@ -123,7 +123,6 @@ func ownRound(t *testing.T) {
 	p := lab.Postgres(t)
 	p.Psql("create table t as select generate_series(1, 100) i")
 	o := options(p)
-	o.DSN += " options=''"
 	w := newWork(t)
 	part, _ := backUp(t, o, w)
 	require.Empty(t, verify(t, part, entries(t, w, part)))

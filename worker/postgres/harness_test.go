@@ -216,3 +216,5 @@ func noSlots(t testing.TB, p *lab.PG) {
 }
 
 var errTest = errors.New("test")
+
+var noProgress = stage.NoProgress{}

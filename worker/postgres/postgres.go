@@ -129,7 +129,7 @@ func (f *Facts) Major() int { return f.VersionNum / 10000 }
 
 func (o Options) processes() int {
 	if o.Processes > 0 {
-		return o.Processes
+		return min(o.Processes, 999) // pgBackRest's own limit
 	}
 	return runtime.NumCPU()
 }
