@@ -178,6 +178,9 @@ func start(t testing.TB, r *Restored, port int) *server {
 		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
 	}
 	s := &server{t: t, socket: socket, port: fmt.Sprint(port), bin: bin, data: r.DataDir}
+	if _, err := os.Stat(socket); err != nil {
+		s.socket = "/tmp"
+	}
 	require.Eventually(t, func() bool { return s.query("postgres", "select pg_is_in_recovery()") == "f" }, 20*time.Second, 50*time.Millisecond)
 	return s
 }
