@@ -65,6 +65,7 @@ redis.call('HSET', run, 'id', ARGV[2], 'instance', ARGV[3], 'requested', ARGV[4]
   'state', 'queued', 'generation', 1, 'claimed', 0, 'fence', 0, 'attempt', 0, 'errors', 0, 'crashes', 0,
   'interruptions', 0, 'cleanups', 0, 'ending', '', 'node', '', 'error', '', 'epoch', epoch, 'created', now, 'updated', now)
 redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', tonumber(ARGV[8]) - tonumber(ARGV[9]) * 1000)
 redis.call('ZADD', KEYS[4], ARGV[8], ARGV[2])
 return {'ok', epoch}`)
 
