@@ -16,7 +16,7 @@ import (
 
 // spyRunner keeps all that a child is given.
 type spyRunner struct {
-	groupRunner
+	keptRunner
 	mu   sync.Mutex
 	seen []string
 	pass string // content of the passfile while pgbackrest ran
@@ -33,7 +33,7 @@ func (s *spyRunner) Run(ctx context.Context, c Command) error {
 		}
 	}
 	s.mu.Unlock()
-	return s.groupRunner.Run(ctx, c)
+	return s.keptRunner.Run(ctx, c)
 }
 
 func TestPasswordOnlyByPassfile(t *testing.T) {
@@ -58,7 +58,7 @@ func TestPasswordOnlyByPassfile(t *testing.T) {
 		require.Equal(t, "*:*:*:*:pa\\:ss\\\\wo'rd x\n", spy.pass)
 		require.NoFileExists(t, filepath.Join(w.Repo, passfileName))
 	}
-	o := Options{DSN: fmt.Sprintf("host=127.0.0.1 port=%d user='Keeper 1' password=wrongsecret dbname=postgres", p.Port), Runner: groupRunner{}}
+	o := Options{DSN: fmt.Sprintf("host=127.0.0.1 port=%d user='Keeper 1' password=wrongsecret dbname=postgres", p.Port), Runner: keptRunner{}}
 	_, _, err := Preflight(t.Context(), o, newWork(t))
 	permanentWith(t, err, "password is wrong")
 	require.NotContains(t, err.Error(), "wrongsecret")
@@ -71,7 +71,7 @@ func TestPeerOfTheOwner(t *testing.T) {
 	p.Psql("create role admin superuser login password 'secret'; create database \"we ird'db\"; create database closed; alter database closed allow_connections false")
 	require.NoError(t, os.WriteFile(filepath.Join(p.DataDir, "pg_hba.conf"), []byte("local all postgres peer\nhost all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"), 0o600))
 	p.Psql("select pg_reload_conf()")
-	o := Options{DSN: fmt.Sprintf("postgres://admin:secret@127.0.0.1:%d/we%%20ird'db", p.Port), Runner: groupRunner{}}
+	o := Options{DSN: fmt.Sprintf("postgres://admin:secret@127.0.0.1:%d/we%%20ird'db", p.Port), Runner: keptRunner{}}
 	w := newWork(t)
 	f, _, err := Preflight(t.Context(), o, w)
 	require.NoError(t, err)
@@ -105,7 +105,7 @@ func TestOddPaths(t *testing.T) {
 	target := filepath.Join(dir, "DIR long "+strings.Repeat("x", 80), "postgres")
 	require.NoError(t, os.MkdirAll(target, 0o755))
 	require.NoError(t, os.Chmod(filepath.Dir(target), 0o755))
-	r, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, Runner: groupRunner{}})
+	r, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, Runner: keptRunner{}})
 	require.NoError(t, err)
 	require.Contains(t, strings.Join(r.Notes, "\n"), "too long for a socket")
 	require.NoError(t, p.Stop())

@@ -58,7 +58,7 @@ func TestDebianCluster(t *testing.T) {
 	sql("create table t as select generate_series(1, 1000) i")
 
 	w := newWork(t)
-	o := Options{DSN: fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", socket, port), Runner: groupRunner{}}
+	o := Options{DSN: fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", socket, port), Runner: keptRunner{}}
 	part, found := backUp(t, o, w)
 	require.Empty(t, found.Warnings)
 	var paths []string

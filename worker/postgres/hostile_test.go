@@ -206,7 +206,7 @@ func TestRestoreRefuses(t *testing.T) {
 	part, _ := backUp(t, options(p), w)
 	target := filepath.Join(place(t), "postgres")
 	try := func(change func(*RestoreOptions)) error {
-		o := RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, Runner: groupRunner{}}
+		o := RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, Runner: keptRunner{}}
 		change(&o)
 		_, err := Restore(t.Context(), o)
 		return err
@@ -222,6 +222,11 @@ func TestRestoreRefuses(t *testing.T) {
 	closed := filepath.Join(place(t), "closed")
 	require.NoError(t, os.MkdirAll(filepath.Join(closed, "postgres"), 0o700))
 	permanentWith(t, try(func(o *RestoreOptions) { o.Target = filepath.Join(closed, "postgres") }), "cannot enter "+closed)
+	small := place(t)
+	mount(t, small, "10m")
+	require.NoError(t, os.Chmod(small, 0o755))
+	require.NoError(t, os.Mkdir(small+"/postgres", 0o700))
+	permanentWith(t, try(func(o *RestoreOptions) { o.Target = small + "/postgres" }), "MB free", "larger place")
 	left, err := os.ReadDir(target)
 	require.NoError(t, err)
 	require.Empty(t, left)
