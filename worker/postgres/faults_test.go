@@ -231,6 +231,30 @@ func TestCorruptPage(t *testing.T) {
 	require.Empty(t, verify(t, part, entries(t, w, part)))
 }
 
+// TestOtherRepositoryIsLeftAlone backs up a server that archives with pgBackRest
+// to a repository of its own.
+func TestOtherRepositoryIsLeftAlone(t *testing.T) {
+	dir := place(t)
+	conf := filepath.Join(dir, "other.conf")
+	p := lab.Postgres(t, lab.WithInitDB("--wal-segsize=1"), lab.WithConf("archive_mode = on",
+		"archive_command = 'pgbackrest --config="+conf+" --stanza=catalog archive-push %p'"))
+	require.NoError(t, os.WriteFile(conf, []byte("[global]\nrepo1-path="+dir+"/repo\nlog-level-file=off\nlock-path="+dir+"/lock\nspool-path="+dir+"/spool\nlog-path="+dir+"\n[catalog]\npg1-path="+p.DataDir+
+		"\npg1-socket-path="+p.SocketDir+"\npg1-port="+strconv.Itoa(p.Port)+"\n"), 0o644))
+	require.NoError(t, os.Chown(dir, int(p.User().Uid), -1))
+	other := func(args ...string) {
+		out, err := p.Command("/usr/bin/pgbackrest", append([]string{"--config=" + conf, "--stanza=catalog"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	other("stanza-create")
+	other("check")
+	w := newWork(t)
+	part, _ := backUp(t, options(p), w)
+	require.Empty(t, verify(t, part, entries(t, w, part)))
+	other("check")
+	require.Equal(t, "t", p.Psql("select failed_count = 0 or last_archived_time > last_failed_time from pg_stat_archiver"))
+	require.NoDirExists(t, filepath.Join(dir, "repo", "backup", "catalog", part.Label))
+}
+
 func TestChecksumsOffIsANote(t *testing.T) {
 	p := lab.Postgres(t, lab.WithoutChecksums())
 	_, found, err := Preflight(t.Context(), options(p), newWork(t))
@@ -268,6 +292,10 @@ func TestRefusals(t *testing.T) {
 	permanentWith(t, refused(t, as("plain")), `ALTER ROLE "plain" REPLICATION`)
 	permanentWith(t, refused(t, as("copies")), "pg_read_all_settings")
 	permanentWith(t, refused(t, as("reader")), "superuser")
+
+	p.Psql("grant execute on function pg_backup_start(text, boolean) to reader; revoke connect on database postgres from public; grant connect on database postgres to reader")
+	err = refused(t, as("reader"))
+	permanentWith(t, err, "superuser")
 
 	script := func(text string) string {
 		path := filepath.Join(place(t), "pgbackrest")

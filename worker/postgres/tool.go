@@ -271,13 +271,10 @@ func (t *tool) compressType(ctx context.Context, wanted string) (string, error) 
 const (
 	exitOptionInvalid = 31
 	exitOptionValue   = 32
-	exitPathOpen      = 41 // file open, as a rule for want of permission
 	exitLock          = 50
 	exitFileMissing   = 55
 	exitConnect       = 56
-	exitQuery         = 57
 	exitMismatch      = 58
-	exitTerm          = 63
 	exitWrite         = 64
 	exitRestarted     = 101
 )
@@ -297,7 +294,7 @@ func explain(err error, f *Facts, repo string) error {
 		return false
 	}
 	switch {
-	case has("No space left on device", "Disk quota exceeded", "[028]", "File too large"):
+	case has("No space left on device", "Disk quota exceeded", "File too large"):
 		return stage.Permanentf("%w: the disk of %s is full: make room there or move alation.backup.data_dump_dir", err, repo)
 	case t.code == exitWrite:
 		return stage.Permanentf("%w: writing to %s failed: check the disk's space and health", err, repo)
@@ -309,6 +306,8 @@ func explain(err error, f *Facts, repo string) error {
 		return fmt.Errorf("%w: the server does not answer on its socket in %s: is it running?", err, f.SocketDir)
 	case t.code == exitConnect:
 		return stage.Permanentf("%w: let the account %s in as role %s, with this line in pg_hba.conf and a reload: %s", err, f.ownerName(), f.Role, hbaLine("all", f.Role))
+	case has("permission denied for"):
+		return stage.Permanentf("%w: role %s lacks a right that a backup needs: use a superuser in postgres.dsn", err, f.Role)
 	case t.code == exitMismatch:
 		return stage.Permanentf("%w: server and data directory %s do not belong together: check postgres.dsn", err, f.DataDirectory)
 	case t.code == exitRestarted || has("restarted during", "terminating connection", "server closed the connection"):
