@@ -167,9 +167,14 @@ func TestRestoreCutsTheTiesToTheOriginal(t *testing.T) {
 	require.NoError(t, os.Mkdir(parts, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(parts, "a.conf"), []byte("maintenance_work_mem = 71MB\n"), 0o644))
 	appendTo(t, filepath.Join(p.DataDir, "postgresql.conf"), "include_dir = 'parts'\n")
+	for _, name := range []string{"postgresql.conf", "pg_ident.conf"} {
+		require.NoError(t, os.Rename(filepath.Join(p.DataDir, name), filepath.Join(outside, name)))
+		require.NoError(t, os.Symlink(filepath.Join(outside, name), filepath.Join(p.DataDir, name)))
+	}
 	w := newWork(t)
 	f, _, err := Preflight(t.Context(), options(p), w)
 	require.NoError(t, err)
+	require.Len(t, f.Config, 2)
 	// Only from now on, so that the original is not in the way.
 	require.NoError(t, os.WriteFile(filepath.Join(parts, "b.conf"), []byte("data_directory = '"+p.DataDir+"'\nhba_file '"+outside+"/hba'\nssl = on\nssl_cert_file='"+outside+"/c'\nunix_socket_group = 'nobody-there'\nsynchronous_standby_names = '*'\nshared_preload_libraries = 'auto_explain, not_here'\nlisten_addresses = '192.0.2.1'\n"), 0o644))
 	appendTo(t, filepath.Join(p.DataDir, "pg_hba.conf"), "host @"+outside+"/users all 127.0.0.1/32 trust\n")
