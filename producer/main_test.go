@@ -223,7 +223,7 @@ func (s *site) fail(r run.Record, why string) {
 func (s *site) clean(id string) {
 	s.t.Helper()
 	r := s.claim(s.reload(id))
-	require.NoError(s.t, s.store.Cleaned(context.Background(), r, r.Fence))
+	require.NoError(s.t, s.store.Cleaned(context.Background(), r, r.Fence, false))
 }
 
 // obeyCancel plays the worker that finds the cancel flag.

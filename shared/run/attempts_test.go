@@ -100,18 +100,18 @@ func TestCleanupIsTriedForEver(t *testing.T) {
 		r = b.claim(r)
 	}
 	require.Equal(t, "disk full", r.Error, "why the run failed stays")
-	require.NoError(t, b.Cleaned(ctx, r, r.Fence))
+	require.NoError(t, b.Cleaned(ctx, r, r.Fence, false))
 	r = b.reload(r)
 	require.Equal(t, Failed, r.State)
 	require.Equal(t, 1, r.Cleanups)
-	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence), ErrFenced)
+	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
 	require.Equal(t, 1, b.reload(r).Cleanups, "exactly once")
 }
 
 func TestCleanedOnlyInCleanup(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
-	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence), ErrFenced)
+	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
 	require.Equal(t, r.ID, b.locked())
 }
 

@@ -37,7 +37,7 @@ var (
 	succeeded stageAt = func(b *bench) Record { return b.advance(claimed(b), "") }
 	failed    stageAt = func(b *bench) Record {
 		r := cleaning(b)
-		require.NoError(b.t, b.Cleaned(ctx, r, r.Fence))
+		require.NoError(b.t, b.Cleaned(ctx, r, r.Fence, false))
 		return b.reload(r)
 	}
 )
@@ -101,7 +101,7 @@ func (b *bench) finish(r Record) Record {
 				_, err = b.Stop(ctx, r, r.Generation, Cancelled, "cancelled", false)
 			}
 		case r.Stage == Cleanup:
-			err = b.Cleaned(ctx, r, r.Fence)
+			err = b.Cleaned(ctx, r, r.Fence, false)
 		default:
 			if _, err = b.Advance(ctx, r, r.Stage, r.Fence, "", "x"); errors.Is(err, ErrCancel) {
 				_, err = b.Stop(ctx, r, r.Generation, Cancelled, "cancelled", false)
@@ -146,7 +146,7 @@ func TestCleanupIsNotCancelled(t *testing.T) {
 	n, err := b.Stop(ctx, r, 0, Cancelled, "cancelled", false)
 	require.NoError(t, err)
 	require.Equal(t, "stale", n.Kind)
-	require.NoError(t, b.Cleaned(ctx, r, r.Fence))
+	require.NoError(t, b.Cleaned(ctx, r, r.Fence, false))
 	require.Equal(t, Failed, b.reload(r).State)
 }
 
@@ -173,7 +173,7 @@ func TestOlderHolderMayTouchNothing(t *testing.T) {
 			require.ErrorIs(t, b.Note(ctx, old.ID, old.Fence, Facts{Set: "x", Warnings: []string{"w"}}), ErrFenced)
 			_, err := b.Advance(ctx, old, old.Stage, old.Fence, "", "x")
 			require.ErrorIs(t, err, ErrFenced)
-			require.ErrorIs(t, b.Cleaned(ctx, old, old.Fence), ErrFenced)
+			require.ErrorIs(t, b.Cleaned(ctx, old, old.Fence, false), ErrFenced)
 			require.Equal(t, before, b.snapshot(old))
 		})
 	}

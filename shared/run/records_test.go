@@ -66,7 +66,7 @@ func TestEmptiedRedisStopsAnAttemptAndLeavesNoGhost(t *testing.T) {
 		reply, err := b.Cancel(ctx, r)
 		require.NoError(t, err)
 		require.Equal(t, CancelOver, reply)
-		require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence), ErrFenced)
+		require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
 		_, err = b.Get(ctx, r.ID)
 		require.ErrorIs(t, err, ErrNotFound)
 	}

@@ -310,9 +310,14 @@ func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending Sta
 	return next(s.call(ctx, stopScript, s.keys(r), g, string(ending), why, s.keepSeconds(), f))
 }
 
-// Cleaned ends the run after its cleanup.
-func (s *Store) Cleaned(ctx context.Context, r Record, fence int64) error {
-	out, err := s.call(ctx, cleanedScript, s.keys(r), fence, s.keepSeconds())
+// Cleaned ends the run after its cleanup. stands says that the cleanup found the
+// run's set complete, manifest and all: then the run has succeeded.
+func (s *Store) Cleaned(ctx context.Context, r Record, fence int64, stands bool) error {
+	flag := ""
+	if stands {
+		flag = "1"
+	}
+	out, err := s.call(ctx, cleanedScript, s.keys(r), fence, s.keepSeconds(), flag)
 	if err != nil {
 		return err
 	}
