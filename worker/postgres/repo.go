@@ -15,7 +15,6 @@ import (
 const (
 	toolConfigName = "pgbackrest.conf"
 	passfileName   = "pgpass"
-	pidFileName    = "pgbackrest.pid"
 )
 
 // repoFirst lists what must come first in an archive.
