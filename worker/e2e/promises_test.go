@@ -63,6 +63,7 @@ func TestModesWhateverTheUmask(t *testing.T) {
 		id := s.begin()
 		s.inStage(id, "postgres")
 		s.eventually(10*time.Second, "staging is there", func() bool { _, err := os.Stat(s.dump() + "/pgbackrest"); return err == nil })
+		s.eventually(20*time.Second, "pgbackrest runs", func() bool { return len(s.with("pgbackrest", "backup:local")) > 0 })
 		require.Equal(t, fs.FileMode(0o700), perm(t, s.dump()+"/pgbackrest"))
 		require.Equal(t, fs.FileMode(0o700), perm(t, filepath.Join(s.config.Backup.TempDir, id)))
 		r := s.over(id, 60*time.Second)
