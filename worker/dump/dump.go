@@ -167,7 +167,8 @@ func (d *Directory) taken() (map[set.ID]bool, time.Time, error) {
 	}
 	for _, e := range entries {
 		if id, ok := set.IDOfName(e.Name()); ok && e.Name() == id.ManifestName() {
-			if in, err := set.ReadInstance(filepath.Join(d.Dump, e.Name())); err == nil && in == d.Instance && id.Minute().After(newest) {
+			m, err := set.ReadHead(filepath.Join(d.Dump, e.Name()))
+			if err == nil && m.Instance == d.Instance && id.Minute().After(newest) {
 				newest = id.Minute()
 			}
 		}
