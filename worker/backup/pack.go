@@ -37,12 +37,17 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if in.Commit != nil && !s.Dir.Committed(in) {
+		if err := a.Holds(ctx, true); err != nil {
+			return nil, err
+		}
+	}
 	stands, err := s.Dir.Recover(ctx, a.Run.ID, true) // a commit that was cut short
 	if err != nil {
 		return nil, err
 	}
 	if stands {
-		m, err := set.ReadManifest(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
+		m, err := set.ReadHead(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
 		if err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -32,16 +33,31 @@ func TestRunGoesThroughItsStages(t *testing.T) {
 		require.Equal(t, 1, a.Attempt)
 	}
 	require.Zero(t, r.Cleanups)
-	// The hand-over from one stage to the next stays under 300 ms.
-	var ended int64
-	for _, l := range g.journal() {
-		if l.word == "end" {
-			ended = l.at
-		}
-		if l.word == "begin" && ended != 0 {
-			require.Less(t, time.Duration(l.at-ended), 300*time.Millisecond, "hop to %s", l.stage)
+}
+
+// The hand-over from one stage to the next stays under 300 ms: the median of
+// nine, since the machine may be busy.
+func TestHopLatency(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	var hops []time.Duration
+	for range 3 {
+		r := g.waitOver(g.begin().ID, run.Succeeded, 20*time.Second)
+		var ended int64
+		for _, l := range g.journal() {
+			switch {
+			case l.run != r.ID:
+			case l.word == "end":
+				ended = l.at
+			case l.word == "begin" && ended != 0:
+				hops = append(hops, time.Duration(l.at-ended))
+			}
 		}
 	}
+	slices.Sort(hops)
+	t.Logf("%v", hops)
+	require.Len(t, hops, 9)
+	require.Less(t, hops[4], 300*time.Millisecond)
 }
 
 func TestSecondRunIsRefusedUntilTheFirstIsOver(t *testing.T) {
@@ -192,10 +208,12 @@ func TestStageThatEndsWhileRedisIsAway(t *testing.T) {
 	require.NoError(t, g.redis.Kill9())
 	g.free("hold-postgres")
 	g.eventually(5*time.Second, "the stage is done", func() bool { return g.count(r.ID, "over", "postgres") == 1 })
+	time.Sleep(2 * time.Second) // longer than the client's own retries
 	require.NoError(t, g.redis.Start())
 	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
 	g.clean(r)
 	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+	require.Equal(t, map[run.Outcome]int{run.Good: 4}, outcomes(r), "nothing counts as a failure")
 }
 
 // … and when the worker dies too before Redis is back, the result is on disk.
@@ -252,6 +270,11 @@ func TestCancelStopsOnlyItsRun(t *testing.T) {
 	}
 	a.waitStage(id, "postgres")
 	b.waitStage(id, "postgres")
+	// asynq's own cancel, as from its dashboard, stops nobody: neither this run nor its twin.
+	in := asynq.NewInspectorFromRedisClient(a.rdb)
+	require.NoError(t, in.CancelProcessing(task.ID(a.get(id).Epoch, task.Payload{Run: id, Stage: "postgres", Generation: 2})))
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, a.count(id, "over", "postgres")+b.count(id, "over", "postgres"))
 	begin := time.Now()
 	answer, err := a.store.Cancel(context.Background(), a.get(id))
 	require.NoError(t, err)
