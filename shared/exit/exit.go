@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"catalog-backup/shared/config"
 
@@ -27,6 +28,9 @@ const (
 	Damage      = 8
 	Warnings    = 10 // good with warnings
 )
+
+// Version of both programs, stamped by the linker: -X catalog-backup/shared/exit.Version=…
+var Version = "dev"
 
 // Error carries an exit code. A nil Err prints nothing: what there was to say has been said.
 type Error struct {
@@ -81,6 +85,10 @@ func Main(root *cobra.Command) {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return Withf(Usage, "%w; see %s --help", err, cmd.CommandPath())
 	})
+	root.Version = Version
+	if root.RunE == nil {
+		root.Args, root.RunE = cobra.ArbitraryArgs, noVerb
+	}
 	cmd, err := root.ExecuteC()
 	if err != nil {
 		var e *Error
@@ -89,6 +97,20 @@ func Main(root *cobra.Command) {
 		}
 	}
 	os.Exit(Code(err))
+}
+
+// noVerb runs when the command line names no verb that there is. cobra by itself
+// would not end such a call as a usage error.
+func noVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return Withf(Usage, "name a verb; see %s --help", cmd.CommandPath())
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	hint := ""
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "? "
+	}
+	return Withf(Usage, "%q is not a verb; %ssee %s --help", args[0], hint, cmd.CommandPath())
 }
 
 // Args turns cobra's complaint about positional arguments into a usage error.

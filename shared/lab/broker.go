@@ -2,8 +2,6 @@ package lab
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -42,11 +40,11 @@ type Broker struct {
 	Brokers []string // addresses to start from
 	Root    string   // the folder of it all
 	DataDir string   // its data: for Apache Kafka one folder per partition
-	CAFile  string   // PEM of the authority that signed its certificate; "" without TLS
 	Admin   *User    // who probes and administers; nil without SASL
 
+	Certificates *Certificates // nil without TLS
+
 	name  string
-	ca    *x509.CertPool
 	root  *root
 	proc  *process
 	spawn func() (*process, error)
@@ -66,8 +64,8 @@ func (b *Broker) ClientOpts() []kgo.Opt {
 // ClientOptsFor is ClientOpts with another login; a user without a name has none.
 func (b *Broker) ClientOptsFor(u User) []kgo.Opt {
 	opts := []kgo.Opt{kgo.SeedBrokers(b.Brokers...)}
-	if b.ca != nil {
-		opts = append(opts, kgo.DialTLSConfig(&tls.Config{RootCAs: b.ca, MinVersion: tls.VersionTLS12}))
+	if b.Certificates != nil {
+		opts = append(opts, kgo.DialTLSConfig(b.Certificates.clientTLS()))
 	}
 	if u.Name != "" {
 		opts = append(opts, kgo.SASL(u.mechanism()))

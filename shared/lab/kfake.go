@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ type KfakeOptions struct {
 	Sync       bool              // sync every batch
 	AutoTopics bool              // make a topic when a client asks for it
 	ACLs       bool              // enforce access control lists
-	Users      []KfakeUser       // logins; any turns SASL on. The first Super one is Broker.Admin
+	Users      []KfakeUser       // logins; any turns SASL on. The first Super one is Broker.Admin, else one of ours
 }
 
 // KfakeUser is a login with its rights.
@@ -84,7 +85,8 @@ func StartKfake(o KfakeOptions) (_ *Broker, err error) {
 		}
 	}
 	if len(o.Users) > 0 && b.Admin == nil {
-		return nil, errors.New("lab: kfake with users needs a Super one: it is used to see that the broker serves")
+		b.Admin = &User{Mechanism: "PLAIN", Name: adminName, Password: adminName, Super: true}
+		cfg.Users = append(slices.Clone(o.Users), KfakeUser{User: *b.Admin})
 	}
 	text, err := json.Marshal(cfg)
 	if err != nil {

@@ -16,6 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// ourSettings is the line of postgresql.conf that ours follow.
+const ourSettings = "\n# lab\n"
+
 // PGOptions says what cluster StartPostgres makes. The zero value is a private
 // cluster with data checksums that listens on a unix socket only.
 type PGOptions struct {
@@ -163,7 +166,8 @@ func (p *PG) create(o PGOptions) error {
 	return p.configure(o)
 }
 
-// configure appends our settings; the last mention of a setting wins.
+// configure appends our settings, in place of those of an earlier start; the last
+// mention of a setting wins.
 func (p *PG) configure(o PGOptions) error {
 	listen := ""
 	if o.TCP {
@@ -189,7 +193,8 @@ func (p *PG) configure(o PGOptions) error {
 	if err != nil {
 		return err
 	}
-	return p.overwrite(name, string(old)+"\n# lab\n"+strings.Join(append(lines, o.Conf...), "\n")+"\n")
+	theirs, _, _ := strings.Cut(string(old), ourSettings)
+	return p.overwrite(name, theirs+ourSettings+strings.Join(append(lines, o.Conf...), "\n")+"\n")
 }
 
 // overwrite replaces a file of the data directory in place: owner and mode stay.
@@ -201,6 +206,10 @@ func (p *PG) overwrite(name, content string) error {
 func (p *PG) Start() error {
 	if p.proc.running() {
 		return errors.New("lab: PostgreSQL runs already")
+	}
+	// A backend of a postmaster that was killed would keep the new one from starting.
+	if err := endStrays(p.DataDir, filepath.Join(p.BinDir, "postgres")); err != nil {
+		return err
 	}
 	cmd := p.Command("postgres", "-D", p.DataDir)
 	// SIGQUIT is the server's "stop at once": its own children go with it.
@@ -230,9 +239,9 @@ func (p *PG) Restart() error {
 // Start can follow.
 func (p *PG) Kill9() error { return p.proc.end(syscall.SIGKILL) }
 
-// Close stops the server at once and removes a throwaway directory.
+// Close stops the server at once, its strays too, and removes a throwaway directory.
 func (p *PG) Close() error {
-	return errors.Join(p.proc.end(syscall.SIGQUIT), p.root.remove())
+	return errors.Join(p.proc.end(syscall.SIGQUIT), endStrays(p.DataDir, filepath.Join(p.BinDir, "postgres")), p.root.remove())
 }
 
 // PID is the postmaster's process number.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -106,9 +107,10 @@ func (p *process) end(sig syscall.Signal) error {
 		return nil
 	}
 	below := descendants(p.pid())
-	_ = p.cmd.Process.Signal(syscall.SIGCONT) // a stopped process would not see sig
 	_ = p.cmd.Process.Signal(sig)
-	if sig == syscall.SIGKILL {
+	if sig != syscall.SIGKILL {
+		_ = p.cmd.Process.Signal(syscall.SIGCONT) // a frozen process would not see it
+	} else {
 		// An orphan notices late, or never while it computes (a PostgreSQL backend).
 		<-p.done
 		kill(below)
@@ -200,6 +202,39 @@ func descendants(pid int) []member {
 	return all
 }
 
+// endStrays kills what still works in dir or below: children of a server that was
+// killed from outside. With exe, only those that run this program: a directory that
+// was given to us may be a person's working directory. Zombies have none.
+func endStrays(dir, exe string) error {
+	left := func() (pids []int) {
+		links, _ := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, link := range links {
+			at, err := os.Readlink(link)
+			if err != nil || at != dir && !strings.HasPrefix(at, dir+"/") {
+				continue
+			}
+			if at, err := os.Readlink(filepath.Join(filepath.Dir(link), "exe")); exe != "" && (err != nil || at != exe) {
+				continue
+			}
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil && pid != os.Getpid() {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	gone := poll(stopLimit, func() bool {
+		pids := left()
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return len(pids) == 0
+	})
+	if !gone {
+		return fmt.Errorf("lab: processes %v in %s cannot be killed", left(), dir)
+	}
+	return nil
+}
+
 // tail gives the last part of a file.
 func tail(path string) string {
 	f, err := os.Open(path)
@@ -215,16 +250,28 @@ func tail(path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// freePort gives a loopback port that nobody listens on. The system hands these out
-// in turn, so that it is not given to someone else soon.
+// freePort gives a loopback port that nobody listens on, out of a range below the one
+// that the system takes for outgoing connections (ip_local_port_range(7), from 32768):
+// in there a stranger may take the port while its server is down, and a client that
+// calls a dead server again and again ends up talking to itself.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	const first, last = 10240, 32000
+	var err error
+	for range 100 {
+		port := first + rand.IntN(last-first)
+		if _, taken := ports.LoadOrStore(port, true); taken {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("lab: no free loopback port: %w", err)
 }
+
+// ports are those that freePort gave out.
+var ports sync.Map
 
 // program finds an executable in PATH or in the folders that an ordinary user's PATH
 // lacks.
@@ -244,4 +291,10 @@ func program(name string) (string, error) {
 // PG… and PGBACKREST_… variables.
 func environment() []string {
 	return []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/nonexistent", "LC_ALL=C.UTF-8", "TZ=UTC"}
+}
+
+// Running tells whether a process runs; a zombie does not.
+func Running(pid int) bool {
+	_, state, _, err := stat(pid)
+	return err == nil && state != "Z" && state != "X"
 }

@@ -45,8 +45,11 @@ func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
 	return err
 }
 
-// SignOut takes the worker off.
+// SignOut takes the worker off, and out of the lead.
 func (s *Store) SignOut(ctx context.Context, instance, id string) error {
+	if holder, err := s.rdb.Get(ctx, leaderKey(instance)).Result(); err == nil && holder == id {
+		s.rdb.Del(ctx, leaderKey(instance))
+	}
 	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.SRem(ctx, workersKey(instance), id)
 		p.Del(ctx, workerKey(instance, id))

@@ -25,8 +25,14 @@ type File struct {
 	UID       int       `json:"uid"`
 	GID       int       `json:"gid"`
 	Target    string    `json:"target,omitempty"` // of a symlink, or the first path of a hard link
-	SHA256    string    `json:"sha256,omitempty"` // of a regular file's content as stored
+	// TargetBytes is to Target what PathBytes is to Path.
+	TargetBytes string `json:"target_bytes,omitempty"`
+	SHA256      string `json:"sha256,omitempty"` // of a regular file's content as stored
+	// SHA256Of is "extents" for a sparse file with over 1 GiB of holes: its SHA256 is of the
+	// sparse map as in the archive, without padding, and the data. Empty: of the whole content.
+	SHA256Of string `json:"sha256_of,omitempty"`
 	// Changed says what happened while the file was read, empty if nothing did:
-	// changed, shrunk, grown, vanished, unreadable.
+	// changed, shrunk, grown, vanished, unreadable. A file without SHA256 is then not in
+	// the archive at all.
 	Changed string `json:"changed,omitempty"`
 }

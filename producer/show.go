@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"catalog-backup/shared/exit"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) show(name string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show SET",
+		Short: "Show one backup set",
+		Long: `Show one backup set as the workers last published it: parts, archives, warnings and
+the last proof. "worker verify SET" reads the set itself.`,
+		Example: "  " + name + " show 202109232027_10-0-0-147420\n  " + name + " show 202109232027_10-0-0-147420 --json",
+		Args:    exit.Args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect()
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			nodes, err := c.published(cmd.Context())
+			if err != nil {
+				return err
+			}
+			node, s, ok := findSet(nodes, args[0])
+			if !ok {
+				return exit.Withf(exit.NotFound, "no set %q is published for instance %s; see `list` for those there are", args[0], c.config.Instance)
+			}
+			d := detailsOf(node, s)
+			if a.json {
+				return exit.JSON(a.out, d)
+			}
+			a.printDetails(d)
+			return nil
+		},
+		ValidArgsFunction: a.completeSet,
+	}
+}
+
+// findSet finds a set. Where several nodes published it, the one that knows it best
+// comes first: all archives there, then the later word.
+func findSet(nodes []run.Published, id string) (run.Published, set.Summary, bool) {
+	var node run.Published
+	var found set.Summary
+	ok := false
+	for _, n := range nodes {
+		for _, s := range n.Sets {
+			if s.Set != id {
+				continue
+			}
+			better := len(s.Missing) < len(found.Missing) || len(s.Missing) == len(found.Missing) && n.At.After(node.At)
+			if !ok || better {
+				node, found, ok = n, s, true
+			}
+		}
+	}
+	return node, found, ok
+}
+
+// details is what `show --json` prints: the line of `list` and more.
+type details struct {
+	listed
+	Instance  string       `json:"instance"`
+	Node      string       `json:"node"`
+	Dir       string       `json:"dir"`
+	Published time.Time    `json:"published"`
+	Parts     []string     `json:"parts"`
+	Warnings  []string     `json:"warnings"`
+	Missing   []string     `json:"missing"`
+	Damage    []set.Damage `json:"damage"` // as of the last proof
+}
+
+func detailsOf(n run.Published, s set.Summary) details {
+	d := details{listed: listedOf(s), Instance: s.Instance, Node: n.Node, Dir: s.Dir, Published: n.At.UTC(),
+		Parts: array(s.Parts), Warnings: array(s.Warnings), Missing: array(s.Missing), Damage: []set.Damage{}}
+	if s.Proof != nil {
+		d.Damage = append(d.Damage, s.Proof.Damage...)
+	}
+	return d
+}
+
+func (a *app) printDetails(d details) {
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(a.out, "%-10s %s\n", key, printable(fmt.Sprintf(format, args...)))
+	}
+	line("set", "%s", d.Set)
+	line("instance", "%s", d.Instance)
+	line("type", "%s", d.Type)
+	if d.Parent != nil {
+		line("parent", "%s", *d.Parent)
+	}
+	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), span(a.now().Sub(d.Created)))
+	if d.Size != nil {
+		line("size", "%s (%d bytes)", size(*d.Size), *d.Size)
+	}
+	line("parts", "%s", strings.Join(d.Parts, ", "))
+	for _, p := range d.Archives {
+		line("archive", "%s", p)
+	}
+	for _, m := range d.Missing {
+		line("MISSING", "%s is not there, or not of the size in the manifest", m)
+	}
+	switch {
+	case d.Proof == nil:
+		line("proof", "none yet; make one with `worker verify`")
+	case d.Proof.Good:
+		line("proof", "%s found it good at %s", d.Proof.Kind, d.Proof.At.Format(time.RFC3339))
+	default:
+		line("proof", "%s FOUND DAMAGE at %s", d.Proof.Kind, d.Proof.At.Format(time.RFC3339))
+	}
+	for _, x := range d.Damage {
+		line("damage", "%s: %s", x.Entry, x.Problem)
+	}
+	for _, w := range d.Warnings {
+		line("warning", "%s", w)
+	}
+	line("published", "%s by node %s", d.Published.Format(time.RFC3339), d.Node)
+}

@@ -1,0 +1,281 @@
+package archive
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/sys/unix"
+)
+
+// DamageError says that an archive is not as it was written.
+type DamageError struct {
+	Path   string // of the archive
+	Offset int64  // in the .tar.gz file, bytes: the damage lies before this and near it
+	What   string
+	Err    error // may be nil
+}
+
+func (e *DamageError) Error() string {
+	s := fmt.Sprintf("archive %s is damaged near byte %d: %s", e.Path, e.Offset, e.What)
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// readError says that the file could not be read: a fault of the disk or the
+// network, not (known to be) one of the archive.
+type readError struct{ err error }
+
+func (e *readError) Error() string { return "read archive: " + e.err.Error() }
+func (e *readError) Unwrap() error { return e.err }
+
+func isReadError(err error) bool {
+	var r *readError
+	return errors.As(err, &r)
+}
+
+const (
+	rawChunk    = 1 << 20
+	rawChunks   = 4
+	plainChunk  = 256 << 10
+	plainChunks = 4
+)
+
+// chunk is a part of the file, shared by the hash and the decompressor.
+type chunk struct {
+	b    []byte
+	refs atomic.Int32
+}
+
+// unpacker reads a .tar.gz in three goroutines: file → SHA-256, file → plain bytes.
+type unpacker struct {
+	path   string
+	file   *os.File
+	toHash chan *chunk
+	toGzip chan *chunk
+	free   chan *chunk
+	plain  chan []byte // decompressed
+	reuse  chan []byte
+	quit   chan struct{}
+	once   sync.Once
+	wg     sync.WaitGroup
+
+	sum     hash.Hash
+	size    int64        // bytes of the file, valid after wg
+	readErr error        // of the file, valid after wg or after plain was closed
+	gzipErr error        // valid after plain was closed
+	offset  atomic.Int64 // bytes of the file that were decompressed
+}
+
+func openUnpacker(path string) (*unpacker, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open archive: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, fmt.Errorf("open archive %s: it is not a regular file", path)
+	}
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
+	u := &unpacker{path: path, file: f, sum: sha256.New(), quit: make(chan struct{}),
+		toHash: make(chan *chunk, rawChunks), toGzip: make(chan *chunk, rawChunks), free: make(chan *chunk, rawChunks),
+		plain: make(chan []byte, plainChunks), reuse: make(chan []byte, plainChunks+2)}
+	for range rawChunks {
+		u.free <- &chunk{b: make([]byte, rawChunk)}
+	}
+	for range plainChunks {
+		u.reuse <- make([]byte, plainChunk)
+	}
+	u.wg.Add(3)
+	go u.readFile()
+	go u.hash()
+	go u.gunzip()
+	return u, nil
+}
+
+func (u *unpacker) readFile() {
+	defer u.wg.Done()
+	defer close(u.toHash)
+	defer close(u.toGzip)
+	for {
+		var c *chunk
+		select {
+		case c = <-u.free:
+		case <-u.quit:
+			return
+		}
+		n, err := io.ReadFull(u.file, c.b[:rawChunk])
+		if n > 0 {
+			u.size += int64(n)
+			c.b = c.b[:n]
+			c.refs.Store(2)
+			u.toHash <- c // never blocks: the channels hold all chunks
+			u.toGzip <- c
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return
+		}
+		if err != nil {
+			u.readErr = &readError{err}
+			return
+		}
+	}
+}
+
+func (u *unpacker) release(c *chunk) {
+	if c.refs.Add(-1) == 0 {
+		u.free <- c
+	}
+}
+
+func (u *unpacker) hash() {
+	defer u.wg.Done()
+	for c := range u.toHash {
+		u.sum.Write(c.b)
+		u.release(c)
+	}
+}
+
+// chunks reads the chunks one after the other.
+type chunks struct {
+	u    *unpacker
+	c    *chunk
+	b    []byte
+	read int64
+}
+
+func (r *chunks) Read(p []byte) (int, error) {
+	for len(r.b) == 0 {
+		if r.c != nil {
+			r.u.release(r.c)
+			r.c = nil
+		}
+		c, ok := <-r.u.toGzip
+		if !ok {
+			if r.u.readErr != nil {
+				return 0, r.u.readErr
+			}
+			return 0, io.EOF
+		}
+		r.c, r.b = c, c.b
+	}
+	n := copy(p, r.b)
+	r.b = r.b[n:]
+	r.read += int64(n)
+	return n, nil
+}
+
+// gunzip decompresses all members. At an error it goes on to take chunks, so that
+// the hash of the whole file can still be had.
+func (u *unpacker) gunzip() {
+	defer u.wg.Done()
+	src := &chunks{u: u}
+	err := u.inflate(src)
+	if err != nil && err != errQuit {
+		u.gzipErr = u.classify(err)
+	}
+	close(u.plain)
+	src.b = nil
+	for {
+		if _, err := src.Read(make([]byte, 1)); err != nil {
+			return
+		}
+		src.b = nil
+	}
+}
+
+var errQuit = errors.New("the reader was closed")
+
+func (u *unpacker) inflate(src *chunks) error {
+	// bufio: klauspost's inflate has a fast path for it, and the gzip reader takes no
+	// byte beyond a member, so the position is exact.
+	in := bufio.NewReaderSize(src, 64<<10)
+	position := func() { u.offset.Store(src.read - int64(in.Buffered())) }
+	z, err := gzip.NewReader(in)
+	if err != nil {
+		position()
+		return err
+	}
+	for {
+		var b []byte
+		select {
+		case b = <-u.reuse:
+		case <-u.quit:
+			return errQuit
+		}
+		n, err := io.ReadFull(z, b[:plainChunk])
+		position()
+		if n > 0 {
+			select {
+			case u.plain <- b[:n]:
+			case <-u.quit:
+				return errQuit
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return nil
+		case io.ErrUnexpectedEOF:
+			// ReadFull makes this of a short last chunk too; ask again.
+			if _, err := z.Read(make([]byte, 1)); err != io.EOF {
+				position()
+				return io.ErrUnexpectedEOF
+			}
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+func (u *unpacker) classify(err error) error {
+	if isReadError(err) {
+		return err
+	}
+	at := u.offset.Load()
+	switch {
+	case err == io.EOF:
+		return &DamageError{u.path, at, "the file is empty", nil}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return &DamageError{u.path, at, "the file ends in the middle of a gzip member", nil}
+	case errors.Is(err, gzip.ErrHeader) && at > 0:
+		return &DamageError{u.path, at, "bytes follow that are no gzip member", nil}
+	case errors.Is(err, gzip.ErrHeader):
+		return &DamageError{u.path, at, "it is no gzip file", nil}
+	case errors.Is(err, gzip.ErrChecksum):
+		return &DamageError{u.path, at, "the checksum of a gzip member is wrong", nil}
+	}
+	return &DamageError{u.path, at, "the compressed data is invalid", err}
+}
+
+// finish waits for the end of the file and gives its sum. The plain channel must
+// have been emptied.
+func (u *unpacker) finish() (Sum, error) {
+	u.wg.Wait()
+	if u.readErr != nil {
+		return Sum{}, u.readErr
+	}
+	return Sum{Size: u.size, SHA256: hex.EncodeToString(u.sum.Sum(nil))}, nil
+}
+
+func (u *unpacker) close() {
+	u.once.Do(func() {
+		close(u.quit)
+		u.wg.Wait()
+		u.file.Close()
+	})
+}

@@ -1,0 +1,200 @@
+package archive
+
+import (
+	"encoding/base64"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"catalog-backup/shared/set"
+)
+
+// Verifier holds an archive's application files against the manifest. It is given
+// every entry under set.FilesPrefix (others it passes over), and reports at the end.
+// Memory: one word and one pointer a file besides the manifest.
+type Verifier struct {
+	files  *set.Files
+	report func(set.Damage)
+	index  map[string]int32 // entry name → place in files.Entries
+	found  []string         // per file: the last entry's problems; see the consts below
+	stray  map[string]bool
+	buf    []byte
+}
+
+const (
+	notFound  = "\x00missing"
+	foundGood = ""
+)
+
+// NewVerifier makes a verifier of the manifest's files.
+func NewVerifier(f *set.Files, report func(set.Damage)) *Verifier {
+	v := &Verifier{files: f, report: report, index: make(map[string]int32, len(f.Entries)), found: make([]string, len(f.Entries)),
+		stray: map[string]bool{}, buf: make([]byte, 256<<10)}
+	for i := range f.Entries {
+		path, err := bytesOf(f.Entries[i].Path, f.Entries[i].PathBytes)
+		v.found[i] = notFound
+		if err != nil {
+			v.found[i] = "the manifest's path_bytes is no base64"
+			continue
+		}
+		v.index[nameOf(path)] = int32(i)
+	}
+	return v
+}
+
+// nameOf is the archive entry of a path in the manifest.
+func nameOf(path string) string { return entryName(set.FilesPrefix, path) }
+
+// bytesOf is the reverse of text.
+func bytesOf(s, b64 string) (string, error) {
+	if b64 == "" {
+		return s, nil
+	}
+	b, err := base64.StdEncoding.DecodeString(b64)
+	return string(b), err
+}
+
+// stored tells whether a recorded file is in the archive at all.
+func isStored(f *set.File) bool { return f.Kind != kindFile || f.SHA256 != "" }
+
+// Entry checks one entry. Its error is one of reading r.
+func (v *Verifier) Entry(h *Header, r io.Reader) error {
+	if h.Name != strings.TrimSuffix(set.FilesPrefix, "/") && !strings.HasPrefix(h.Name, set.FilesPrefix) {
+		return nil
+	}
+	i, ok := v.index[h.Name]
+	if !ok {
+		v.stray[h.Name] = true
+		return nil
+	}
+	f := &v.files.Entries[i]
+	problems := compare(f, h)
+	if h.Kind == Regular {
+		got, err := v.hash(f, h, r)
+		if err != nil {
+			return err
+		}
+		if f.Kind == kindFile && got != f.SHA256 {
+			problems = append(problems, fmt.Sprintf("the content is not what was stored: SHA-256 %s, not %s", got, f.SHA256))
+		}
+	}
+	v.found[i] = strings.Join(problems, "; ") // a later entry of the name takes the place of this one
+	return nil
+}
+
+// hash reads an entry's content and hashes it as the manifest does.
+func (v *Verifier) hash(f *set.File, h *Header, r io.Reader) (string, error) {
+	like := newFileHash(h)
+	if like.of != f.SHA256Of {
+		return "(" + like.of + ")", drain(h, r, v.buf)
+	}
+	_, err := io.CopyBuffer(like, dataOf(h, r), v.buf)
+	return like.hex(), err
+}
+
+func drain(h *Header, r io.Reader, buf []byte) error {
+	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, dataOf(h, r), buf)
+	return err
+}
+
+// dataOf reads the stored bytes of an entry: straight where r is our Reader, else by
+// leaving the holes out of what it reads.
+func dataOf(h *Header, r io.Reader) io.Reader {
+	if d, ok := r.(interface{ Data() io.Reader }); ok {
+		return d.Data()
+	}
+	if h.Sparse == nil {
+		return r
+	}
+	return &compactor{r: r, list: h.Sparse}
+}
+
+// compactor is the reverse of expander.
+type compactor struct {
+	r    io.Reader
+	list []Extent
+	at   int64
+}
+
+func (c *compactor) Read(p []byte) (int, error) {
+	for len(c.list) > 0 && c.at == c.list[0].Offset+c.list[0].Length {
+		c.list = c.list[1:]
+	}
+	if len(c.list) == 0 {
+		return 0, io.EOF
+	}
+	e := c.list[0]
+	if c.at < e.Offset {
+		n, err := io.CopyN(io.Discard, c.r, e.Offset-c.at)
+		c.at += n
+		if err != nil {
+			return 0, io.ErrUnexpectedEOF
+		}
+	}
+	n, err := c.r.Read(p[:min(int64(len(p)), e.Offset+e.Length-c.at)])
+	c.at += int64(n)
+	if err == io.EOF && n == 0 {
+		err = io.ErrUnexpectedEOF
+	} else if err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// compare lists how an entry's description differs from the manifest's.
+func compare(f *set.File, h *Header) []string {
+	var out []string
+	differ := func(what string, want, got any) {
+		if want != got {
+			out = append(out, fmt.Sprintf("its %s is %v, not %v", what, got, want))
+		}
+	}
+	kinds := map[Kind]string{Regular: kindFile, Dir: kindDir, Symlink: kindSymlink, HardLink: kindHardLink}
+	differ("kind", f.Kind, kinds[h.Kind])
+	if f.Kind == kindFile {
+		differ("size", f.Size, h.Size)
+	}
+	differ("mode", f.Mode, fmt.Sprintf("%04o", h.Mode))
+	differ("owner", f.UID, h.UID)
+	differ("group", f.GID, h.GID)
+	if !f.ModTime.Equal(h.ModTime) {
+		out = append(out, fmt.Sprintf("its time is %s, not %s", h.ModTime.UTC(), f.ModTime.UTC()))
+	}
+	target, err := bytesOf(f.Target, f.TargetBytes)
+	if err != nil {
+		out = append(out, "the manifest's target_bytes is no base64")
+	}
+	if f.Kind == kindHardLink {
+		target = nameOf(target)
+	}
+	if f.Kind == kindSymlink || f.Kind == kindHardLink {
+		differ("target", show(target), show(h.Link))
+	}
+	return out
+}
+
+// Finish reports, in the manifest's order, every file that is missing or wrong, then
+// the entries that the manifest does not know.
+func (v *Verifier) Finish() error {
+	for i := range v.files.Entries {
+		f := &v.files.Entries[i]
+		problem := v.found[i]
+		switch {
+		case problem == notFound && !isStored(f):
+			continue
+		case problem == notFound:
+			problem = "it is missing from the archive"
+		case problem == foundGood && !isStored(f):
+			problem = "the manifest says that it is not stored, and it is"
+		}
+		if problem != foundGood {
+			v.report(set.Damage{Entry: nameOf(f.Path), Problem: problem})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(v.stray)) {
+		v.report(set.Damage{Entry: name, Problem: "it is in the archive and not in the manifest"})
+	}
+	return nil
+}

@@ -1,0 +1,269 @@
+package backup
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/archive"
+	"catalog-backup/worker/dump"
+	"catalog-backup/worker/pipeline"
+	"catalog-backup/worker/postgres"
+)
+
+// pack is the archive stage: Postgres' part and the files go into the main
+// archive, the Event Bus archive is finished, and the set is committed.
+type pack struct{ Options }
+
+// notCovered is what no set holds; docs/set-format.md says what to do about it.
+var notCovered = []string{
+	"the search index (rebuild it after a restore)",
+	"the catalog server's software and the operating system",
+	"connectors, their manager and Alation Analytics, which live outside the application's files",
+}
+
+func (s pack) Name() string { return archiveStage }
+
+func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
+	in, err := s.Dir.ReadIntent(a.Run.ID)
+	if err != nil {
+		return nil, err
+	}
+	if in.Commit != nil && !s.Dir.Committed(in) {
+		if err := a.Holds(ctx, true); err != nil {
+			return nil, err
+		}
+	}
+	stands, err := s.Dir.Recover(ctx, a.Run.ID, true) // a commit that was cut short
+	if err != nil {
+		return nil, err
+	}
+	if stands {
+		m, err := set.ReadHead(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.tell(ctx, a, m)
+	}
+	var m set.Manifest
+	for _, name := range []string{in.Set.MainName(), in.Set.ManifestName()} {
+		if err := s.Dir.RemoveParts(a.Run.ID, name); err != nil {
+			return nil, err
+		}
+	}
+	files, err := s.write(ctx, a, in, &m)
+	if err != nil {
+		for _, name := range []string{in.Set.MainName(), in.Set.ManifestName()} {
+			if rerr := s.Dir.RemoveParts(a.Run.ID, name); rerr != nil {
+				s.Logf("%v", rerr)
+			}
+		}
+		return nil, err
+	}
+	if err := s.Dir.Commit(a.Run.ID, files, func() error { return a.Holds(ctx, true) }); err != nil {
+		return nil, err
+	}
+	return nil, s.tell(ctx, a, &m)
+}
+
+// tell shows the set in the run's record. It is committed by now: nothing can take it back.
+func (s pack) tell(ctx context.Context, a *pipeline.Attempt, m *set.Manifest) error {
+	f := run.Facts{Set: m.Set, Manifest: filepath.Join(s.Dir.Dump, set.ID(m.Set).ManifestName()), Archives: []string{},
+		Warnings: append([]string{}, m.Warnings...), Notes: append([]string{}, m.Notes...)}
+	for _, x := range m.Archives {
+		f.Archives = append(f.Archives, filepath.Join(s.Dir.Dump, x.Name))
+	}
+	return a.Note(context.WithoutCancel(ctx), f)
+}
+
+// job is one attempt at writing the archives.
+type job struct {
+	pack
+	a     *pipeline.Attempt
+	in    dump.Intent
+	m     *set.Manifest
+	db    databaseResult
+	bus   busResult
+	spool *spool
+}
+
+// write makes the parts of all files of the set, the manifest's last, and fills in m.
+func (s pack) write(ctx context.Context, a *pipeline.Attempt, in dump.Intent, m *set.Manifest) ([]dump.CommitFile, error) {
+	j := &job{pack: s, a: a, in: in, m: m}
+	var before prepared
+	for name, into := range map[string]any{prepareStage: &before, postgresStage: &j.db, eventBusStage: &j.bus} {
+		if err := a.Result(name, into); err != nil {
+			return nil, err
+		}
+	}
+	*m = set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(in.Set), Run: a.Run.ID, Instance: s.Config.Instance,
+		Node: s.Config.Node, Type: before.Type, CatalogVersion: before.CatalogVersion, Program: s.Program, Started: a.Run.Created.UTC(),
+		Postgres: j.db.Part, EventBus: j.bus.Part, NotCovered: append([]string{}, notCovered...), Warnings: []string{}, Notes: []string{},
+		Files: &set.Files{Paths: append([]string{}, s.Config.Files.Paths...), Exclude: append([]string{}, s.Config.Files.Exclude...), Entries: []set.File{}}}
+	if j.bus.Part == nil {
+		m.NotCovered = append(m.NotCovered, "an Event Bus: none is configured")
+	}
+	for _, h := range []handed{before.handed, j.db.handed, j.bus.handed} {
+		m.Warnings = append(m.Warnings, h.Findings.Warnings...)
+		m.Notes = append(m.Notes, h.Findings.Notes...)
+	}
+	var total int64 = before.FilesBytes
+	if j.db.Part != nil {
+		total += j.db.Part.RepoSize
+	}
+	a.Progress.Total(total)
+	spool, err := newSpool(filepath.Join(a.Dir, "files.jsonl"))
+	if err != nil {
+		return nil, err
+	}
+	defer spool.Close()
+	j.spool = spool
+	return j.archives(ctx)
+}
+
+func (j *job) archives(ctx context.Context) ([]dump.CommitFile, error) {
+	mainPart := set.PartName(j.in.Set.MainName(), j.a.Run.ID, j.a.Fence)
+	w, err := archive.Create(filepath.Join(j.Dir.Dump, mainPart), j.archiveOptions())
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort()
+	if err := j.fill(ctx, w); err != nil {
+		return nil, err
+	}
+	j.m.Archives = []set.Archive{{Kind: set.MainArchive, Name: j.in.Set.MainName()}}
+	if j.bus.Archive != nil {
+		j.m.Archives = append(j.m.Archives, set.Archive{Kind: set.EventBusArchive, Name: j.in.Set.EventBusName()})
+	}
+	j.m.Finished = j.Now().UTC()
+	copyPath := filepath.Join(j.a.Dir, "set.json")
+	if err := j.writeManifest(copyPath); err != nil {
+		return nil, err
+	}
+	sum, err := j.finish(ctx, w, copyPath)
+	if err != nil {
+		return nil, err
+	}
+	j.m.Archives[0].Size, j.m.Archives[0].SHA256 = sum.Size, sum.SHA256
+	files := []dump.CommitFile{{Part: mainPart, Final: j.in.Set.MainName(), Size: sum.Size, SHA256: sum.SHA256}}
+	if b := j.bus.Archive; b != nil {
+		bw, err := archive.Resume(*b, j.archiveOptions())
+		if err != nil {
+			return nil, err
+		}
+		defer bw.Abort()
+		if sum, err = j.finish(ctx, bw, copyPath); err != nil {
+			return nil, err
+		}
+		j.m.Archives[1].Size, j.m.Archives[1].SHA256 = sum.Size, sum.SHA256
+		files = append(files, dump.CommitFile{Part: filepath.Base(b.Path), Final: j.in.Set.EventBusName(), Size: sum.Size, SHA256: sum.SHA256})
+	}
+	last, err := j.manifestPart()
+	return append(files, last), err
+}
+
+// fill puts the repository, the server's configuration and the files into w.
+func (j *job) fill(ctx context.Context, w *archive.Writer) error {
+	first, err := postgres.RepoFirst(j.db.Repo, j.db.Part.Label)
+	if err != nil {
+		return err
+	}
+	if err := archive.AddTree(ctx, w, j.db.Repo, strings.TrimSuffix(set.PostgresRepo, "/"), first, repoClass, j.a.Progress); err != nil {
+		return err
+	}
+	if _, err := os.Stat(j.db.Config); err == nil {
+		text := func(string) archive.Class { return archive.Text }
+		if err := archive.AddTree(ctx, w, j.db.Config, strings.TrimSuffix(set.PostgresConfig, "/"), nil, text, j.a.Progress); err != nil {
+			return err
+		}
+	}
+	f, err := archive.AddFiles(ctx, w, j.filesOptions(), j.a.Progress, j.spool.add)
+	if err != nil {
+		return err
+	}
+	j.m.Warnings = append(j.m.Warnings, f.Warnings...)
+	j.m.Notes = append(j.m.Notes, f.Notes...)
+	j.m.Files.Count, j.m.Files.Bytes = j.spool.count, j.spool.bytes
+	return nil
+}
+
+// repoClass: pgBackRest has compressed all but its own small files.
+func repoClass(rel string) archive.Class {
+	switch filepath.Ext(rel) {
+	case ".info", ".copy", ".manifest":
+		return archive.Text
+	case ".zst", ".lz4", ".gz", ".bz2":
+		return archive.Packed
+	}
+	if strings.Contains(rel, "/bundle/") {
+		return archive.Packed
+	}
+	return archive.Auto
+}
+
+// finish adds the manifest's copy and ends the archive.
+func (j *job) finish(ctx context.Context, w *archive.Writer, copyPath string) (archive.Sum, error) {
+	f, err := os.Open(copyPath)
+	if err != nil {
+		return archive.Sum{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return archive.Sum{}, err
+	}
+	h := &archive.Header{Name: set.ManifestCopy, Kind: archive.Regular, Size: fi.Size(), Mode: 0o600, ModTime: j.m.Finished.Truncate(time.Second)}
+	if err := w.Entry(ctx, h, f, archive.Text); err != nil {
+		return archive.Sum{}, err
+	}
+	return w.Finish()
+}
+
+// writeManifest writes m with the spooled list of files to path, synced.
+func (j *job) writeManifest(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chmod(0o600); err != nil {
+		return err
+	}
+	if err := j.spool.rewind(); err != nil {
+		return err
+	}
+	if err := set.WriteManifest(f, j.m, j.spool.next); err != nil {
+		return fmt.Errorf("write the manifest %s: %w", path, err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("write the manifest %s: %w", path, err)
+	}
+	return f.Close()
+}
+
+func (j *job) manifestPart() (dump.CommitFile, error) {
+	c := dump.CommitFile{Part: set.PartName(j.in.Set.ManifestName(), j.a.Run.ID, j.a.Fence), Final: j.in.Set.ManifestName()}
+	path := filepath.Join(j.Dir.Dump, c.Part)
+	if err := j.writeManifest(path); err != nil {
+		return c, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if c.Size, err = io.Copy(h, f); err != nil {
+		return c, err
+	}
+	c.SHA256 = hex.EncodeToString(h.Sum(nil))
+	return c, nil
+}

@@ -1,0 +1,119 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/archive"
+	"catalog-backup/worker/eventbus"
+	"catalog-backup/worker/pipeline"
+	"catalog-backup/worker/postgres"
+	"catalog-backup/worker/stage"
+)
+
+// prepare checks everything that can be checked before the work begins, reserves
+// the set id and reads the consumer positions.
+type prepare struct{ Options }
+
+type prepared struct {
+	handed
+	CatalogVersion string              `json:"catalog_version"`
+	Type           set.Type            `json:"type"`
+	Positions      *eventbus.Positions `json:"positions"`
+	FilesBytes     int64               `json:"files_bytes"`
+}
+
+func (s prepare) Name() string { return prepareStage }
+
+func (s prepare) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
+	if err := pipeline.Sweep(ctx, s.Store, s.Dir, s.Config.Instance); err != nil {
+		return nil, err
+	}
+	if err := s.Dir.Check(a.Run.ID); err != nil {
+		return nil, err
+	}
+	out := prepared{Type: set.Full}
+	var err error
+	if out.CatalogVersion, err = s.Config.CatalogVersion(); err != nil {
+		return nil, stage.Permanent(err)
+	}
+	if a.Run.Requested == string(set.Incremental) {
+		out.Findings.Note("promoted to a full backup: there is no chain yet that an incremental could build on")
+	}
+	if err := s.survey(ctx, a, &out); err != nil {
+		return nil, err
+	}
+	in, err := s.Dir.Reserve(a.Run.ID, out.CatalogVersion, s.Now())
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Config.EventBus.Brokers) > 0 { // before Postgres stops: a restored consumer replays, it never skips
+		pos, f, err := eventbus.ReadPositions(ctx, s.eventBusOptions())
+		if err != nil {
+			return nil, err
+		}
+		out.Findings.Join(f)
+		out.Positions = pos
+	}
+	return out, a.Note(ctx, run.Facts{Set: string(in.Set), Type: string(out.Type), Notes: out.Findings.Notes, Warnings: out.Findings.Warnings})
+}
+
+// survey asks every part whether it can be backed up, and how large it is.
+func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared) error {
+	if err := archive.CheckPatterns(s.Config.Files.Exclude); err != nil {
+		return stage.Permanentf("files.exclude: %w", err)
+	}
+	files, _, err := archive.EstimateFiles(ctx, s.filesOptions())
+	if err != nil {
+		return err
+	}
+	out.FilesBytes = files
+	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a.Dir), postgres.Work{Repo: filepath.Join(s.Config.Backup.DumpDir, "pgbackrest"), Dir: a.Dir})
+	if err != nil {
+		return err
+	}
+	out.Findings.Join(f)
+	var busBytes int64
+	if len(s.Config.EventBus.Brokers) > 0 {
+		info, f, err := eventbus.Probe(ctx, s.eventBusOptions())
+		if err != nil {
+			return err
+		}
+		out.Findings.Join(f)
+		busBytes = info.Bytes
+	} else {
+		out.Findings.Note("no Event Bus is configured: the set has no Event Bus archive")
+	}
+	return s.space(facts.SpaceNeeded, files, busBytes, &out.Findings)
+}
+
+// space refuses what cannot fit. The repository is needed twice: staged, and
+// packed. Files and record batches may shrink to a fifth, or not at all.
+func (s prepare) space(repo, files, busBytes int64, f *stage.Findings) error {
+	free, err := archive.FreeSpace(s.Config.Backup.DumpDir)
+	if err != nil {
+		return err
+	}
+	least, most := 2*repo+(files+busBytes)/5, 2*repo+files+busBytes
+	switch {
+	case free < least:
+		return stage.Permanentf("check the space in %s: %s are free, at least %s are needed (Postgres staged and packed %s, files %s, Event Bus %s, before compression); free some, or set alation.backup.data_dump_dir to a larger disk",
+			s.Config.Backup.DumpDir, size(free), size(least), size(2*repo), size(files), size(busBytes))
+	case free < most:
+		f.Note("%s has %s free; if the files and events hardly compress, up to %s are needed", s.Config.Backup.DumpDir, size(free), size(most))
+	}
+	return nil
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

@@ -1,0 +1,268 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/worker/dump"
+	"catalog-backup/worker/stage"
+
+	"github.com/sirupsen/logrus"
+)
+
+// attempt does one stage, from the claim to its report.
+func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) error {
+	log := e.p.Log.WithFields(logrus.Fields{"run": r.ID, "stage": r.Stage, "attempt": r.Attempt})
+	s := e.stage(r.Stage)
+	if s == nil {
+		return e.stopRun(bg, r, run.Failed, fmt.Sprintf("this worker knows no stage %q: run producer and workers of one version", r.Stage))
+	}
+	if err := e.p.Dir.EndLeftovers(bg, r.ID); err != nil {
+		return e.report(bg, r, "", err)
+	}
+	if dir, ok := e.finished(r); ok {
+		log.Info("an earlier attempt had finished the work; going on from it")
+		return e.report(bg, r, dir, nil)
+	}
+	dir := e.attemptDir(r.ID, r.Stage, r.Fence)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return e.report(bg, r, "", fmt.Errorf("make the staging of an attempt: %w", err))
+	}
+	begin := e.p.Now()
+	log.Info("stage begins")
+	ctx, cancel := context.WithCancelCause(bg)
+	c := &counter{}
+	a := &Attempt{Run: r, Stage: r.Stage, Fence: r.Fence, Dir: dir, Progress: c, engine: e, counter: c}
+	pumped := make(chan struct{})
+	go func() { defer close(pumped); e.pump(ctx, cancel, a, lock) }()
+	result, err := runStage(ctx, s, a)
+	cause := context.Cause(ctx)
+	if err == nil {
+		err = dump.WriteResult(dir, result)
+	}
+	cancel(nil)
+	<-pumped
+	if err != nil && cause != nil && !a.committed.Load() {
+		err = cause
+	}
+	log = log.WithField("took", e.p.Now().Sub(begin).Round(time.Millisecond).String())
+	if err != nil {
+		log.WithField("error", e.text(err)).Warn("stage ends badly")
+		e.removeQuietly(dir)
+		return e.report(bg, r, "", err)
+	}
+	log.Info("stage is done")
+	return e.report(bg, r, filepath.Base(dir), nil)
+}
+
+// runStage turns a panic of a stage into its error.
+func runStage(ctx context.Context, s Stage, a *Attempt) (v any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("stage %s panicked: %v; this is a bug, please report it: %s", s.Name(), p, debug.Stack())
+		}
+	}()
+	return s.Run(ctx, a)
+}
+
+// finished finds the result of an earlier attempt that was cut off before it could report.
+func (e *Engine) finished(r run.Record) (string, bool) {
+	entries, err := os.ReadDir(e.p.Dir.RunDir(r.ID))
+	if err != nil {
+		return "", false
+	}
+	sort.Slice(entries, func(i, j int) bool { return fenceOf(entries[i].Name()) > fenceOf(entries[j].Name()) })
+	for _, d := range entries {
+		name, _, ok := strings.Cut(d.Name(), ".")
+		if !ok || name != r.Stage || fenceOf(d.Name()) >= r.Fence {
+			continue
+		}
+		var any any
+		path := filepath.Join(e.p.Dir.RunDir(r.ID), d.Name())
+		if dump.ReadResult(path, &any) == nil {
+			return d.Name(), true
+		}
+		e.removeQuietly(path)
+	}
+	return "", false
+}
+
+func fenceOf(name string) int64 {
+	_, f, _ := strings.Cut(name, ".")
+	n, err := strconv.ParseInt(f, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// pump reports progress and ends the attempt when the record, the worker, the
+// clock or the staging say so.
+func (e *Engine) pump(ctx context.Context, cancel context.CancelCauseFunc, a *Attempt, lock *dump.Lock) {
+	tick := time.NewTicker(e.p.Pulse)
+	defer tick.Stop()
+	answered := e.p.Now()
+	var speed rate
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.stopCh:
+			if !a.committed.Load() {
+				cancel(errStopping)
+			}
+			return
+		case <-tick.C:
+		}
+		now := e.p.Now()
+		err := e.pulse(ctx, a, &speed, now)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil || a.committed.Load():
+			answered = now
+		case isAnswer(err):
+			cancel(err)
+			return
+		case now.Sub(answered) > e.p.Limits.RedisGrace:
+			cancel(fmt.Errorf("%w: %w", errRedisAway, err))
+			return
+		}
+		if lock != nil && !a.committed.Load() && !lock.Holds() {
+			cancel(errStagingGone)
+			return
+		}
+		if d := a.Run.Deadline; d != nil && now.After(*d) && !a.committed.Load() {
+			cancel(errTimeout)
+			return
+		}
+	}
+}
+
+func (e *Engine) pulse(ctx context.Context, a *Attempt, speed *rate, now time.Time) error {
+	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
+	defer stop()
+	done := a.counter.done.Load()
+	var d, t *int64
+	if total := a.counter.total.Load(); total > 0 {
+		done = min(done, total)
+		t = &total
+	}
+	if t != nil || done > 0 {
+		d = &done
+	}
+	return e.p.Store.Progress(ctx, a.Run.ID, a.Fence, a.Run.Epoch, d, t, speed.add(now, done))
+}
+
+// report tells the record how the attempt ended and enqueues what comes next.
+// While Redis is away it waits; what it cannot tell, it leaves in the staging.
+func (e *Engine) report(bg context.Context, r run.Record, result string, err error) error {
+	ctx, stop := e.untilStopped(bg)
+	defer stop()
+	told := e.untilAnswer(ctx, func(ctx context.Context) error { return e.tell(ctx, r, result, err) })
+	if !isAnswer(told) {
+		if err != nil && !errors.Is(err, run.ErrFenced) && !errors.Is(err, run.ErrEpoch) {
+			e.leaveEnd(r, err)
+		}
+		e.p.Log.WithField("run", r.ID).WithError(told).Warn("could not report the end of a stage; the next worker finds it in the staging")
+		return told
+	}
+	return nil
+}
+
+// untilStopped gives a context that ends some seconds after the worker is told to
+// stop: it has only a moment to wait for Redis.
+func (e *Engine) untilStopped(bg context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(bg)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-e.stopCh:
+			if e.sleep(ctx, 5*time.Second) {
+				cancel(errStopping)
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+func (e *Engine) tell(ctx context.Context, r run.Record, result string, err error) error {
+	switch {
+	case err == nil:
+		return e.advance(ctx, r, result)
+	case errors.Is(err, run.ErrCancel):
+		return e.stopRun(ctx, r, run.Cancelled, "cancelled")
+	case errors.Is(err, run.ErrFenced), errors.Is(err, run.ErrEpoch):
+		e.ended(ctx) // what this attempt leaves is swept
+		return nil
+	case errors.Is(err, errTimeout):
+		return e.stopRun(ctx, r, run.Failed, fmt.Sprintf("stage %s: the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", r.Stage, e.p.Limits.Timeout))
+	case errors.Is(err, errStopping), errors.Is(err, errRedisAway):
+		return e.again(ctx, r, run.Retry{Kind: run.Interrupted, Error: e.text(err), Budget: e.p.Limits.Interruptions})
+	}
+	wait := e.p.Limits.Backoff << min(r.Errors, 20)
+	if wait <= 0 || wait > 10*time.Minute {
+		wait = 10 * time.Minute
+	}
+	return e.again(ctx, r, run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors,
+		NotBefore: e.p.Now().Add(wait), Permanent: stage.IsPermanent(err)})
+}
+
+// advance moves the record on. The last stage's staging goes first, since a run
+// that has succeeded has left nothing but its set.
+func (e *Engine) advance(ctx context.Context, r run.Record, result string) error {
+	next := e.next(r.Stage)
+	if next == "" {
+		if _, err := e.p.Dir.Clean(ctx, r.ID, true); err != nil {
+			e.p.Log.WithField("run", r.ID).WithError(err).Warn("the set is good, but staging stays; the sweeper will try again")
+		}
+		if e.p.Publish != nil {
+			e.p.Publish(ctx)
+		}
+	}
+	generation, err := e.p.Store.Advance(ctx, r, r.Stage, r.Fence, next, result)
+	if errors.Is(err, run.ErrCancel) {
+		return e.stopRun(ctx, r, run.Cancelled, "cancelled")
+	}
+	if err != nil {
+		return err
+	}
+	if next == "" {
+		e.p.Log.WithFields(logrus.Fields{"run": r.ID, "set": r.Set}).Info("the run succeeded")
+		e.ended(ctx)
+		return nil
+	}
+	return e.enqueue(ctx, r, next, generation)
+}
+
+func (e *Engine) ended(ctx context.Context) {
+	if e.p.Ended != nil {
+		e.p.Ended(ctx)
+	}
+}
+
+// end is what an attempt leaves in its staging when it cannot reach Redis.
+type end struct {
+	Kind  run.Outcome `json:"kind"`
+	Error string      `json:"error"`
+}
+
+func (e *Engine) leaveEnd(r run.Record, err error) {
+	kind := run.Erred
+	if errors.Is(err, errStopping) || errors.Is(err, errRedisAway) {
+		kind = run.Interrupted
+	}
+	dir := e.attemptDir(r.ID, r.Stage, r.Fence)
+	if os.MkdirAll(dir, 0o700) == nil {
+		writeEnd(dir, end{Kind: kind, Error: e.text(err)})
+	}
+}

@@ -1,0 +1,413 @@
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/lab"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/shared/task"
+	"catalog-backup/worker/dump"
+	"catalog-backup/worker/stage"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/require"
+)
+
+// The tests run workers as processes of their own (this test binary again), so
+// that they can be killed. Their stages only wait, told what to do by files:
+// hold-<stage> (wait while it is there), fail-<stage> (a number: so many errors),
+// perm-<stage> (a permanent error). Each stage writes a line into a journal when
+// it begins and ends.
+
+const workerEnv = "PIPELINE_TEST_WORKER"
+
+func TestMain(m *testing.M) {
+	if s := os.Getenv(workerEnv); s != "" {
+		var o workerOptions
+		if err := json.Unmarshal([]byte(s), &o); err != nil {
+			panic(err)
+		}
+		o.run()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+type workerOptions struct {
+	Socket, Instance, Node, Dump, Temp, Control string
+	DB                                          int
+	Limits                                      Limits
+	Pulse                                       time.Duration
+	Duration                                    time.Duration // of each stage
+}
+
+func (o workerOptions) run() {
+	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: o.Socket, DB: o.DB, MaxRetries: 1, DialTimeout: time.Second})
+	log := logrus.New()
+	log.SetOutput(os.Stderr)
+	log.SetLevel(logrus.DebugLevel)
+	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse,
+		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}}
+	for _, n := range []string{FirstStage, "postgres", "eventbus", "archive"} {
+		p.Stages = append(p.Stages, waiting{o, n, p.Dir})
+	}
+	w := New(p, rdb, run.Worker{ID: fmt.Sprintf("%s-%d", o.Node, os.Getpid()), Node: o.Node, PID: os.Getpid(), Started: time.Now()})
+	if err := w.Start(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "start:", err)
+		os.Exit(1)
+	}
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGTERM)
+	<-ch
+	w.Shutdown()
+}
+
+// waiting is a stage that only waits.
+type waiting struct {
+	o    workerOptions
+	name string
+	dir  *dump.Directory
+}
+
+func (s waiting) Name() string { return s.name }
+
+func (s waiting) journal(word string, a *Attempt) {
+	f, err := os.OpenFile(filepath.Join(s.o.Control, "journal"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "%s %s %s %d %d %d\n", a.Run.ID, word, s.name, a.Fence, os.Getpid(), time.Now().UnixNano())
+}
+
+func (s waiting) Run(ctx context.Context, a *Attempt) (any, error) {
+	s.journal("begin", a)
+	defer s.journal("over", a)
+	if err := s.wait(ctx, a); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(s.o.Control, "perm-"+s.name)); err == nil {
+		return nil, stage.Permanentf("stage %s fails for good with s3cret", s.name)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.o.Control, "fail-"+s.name)); err == nil {
+		if n, _ := strconv.Atoi(string(b)); n > 0 {
+			_ = os.WriteFile(filepath.Join(s.o.Control, "fail-"+s.name), []byte(strconv.Itoa(n-1)), 0o600)
+			return nil, fmt.Errorf("stage %s fails for now", s.name)
+		}
+	}
+	var err error
+	switch s.name {
+	case FirstStage:
+		err = s.prepare(ctx, a)
+	case "postgres":
+		_, err = s.dir.PostgresStaging(a.Run.ID, a.Fence)
+	case "archive":
+		err = s.archive(ctx, a)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.journal("end", a)
+	return map[string]string{"stage": s.name}, nil
+}
+
+func (s waiting) wait(ctx context.Context, a *Attempt) error {
+	a.Progress.Total(1000)
+	deadline := time.Now().Add(s.o.Duration)
+	for {
+		a.Progress.Add(1)
+		_, held := os.Stat(filepath.Join(s.o.Control, "hold-"+s.name))
+		if held != nil && time.Now().After(deadline) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (s waiting) prepare(ctx context.Context, a *Attempt) error {
+	in, err := s.dir.Reserve(a.Run.ID, "1.2.3", time.Now())
+	if err != nil {
+		return err
+	}
+	return a.Note(ctx, run.Facts{Set: string(in.Set)})
+}
+
+func (s waiting) archive(ctx context.Context, a *Attempt) error {
+	in, err := s.dir.ReadIntent(a.Run.ID)
+	if err != nil {
+		return err
+	}
+	if ok, err := s.dir.Recover(ctx, a.Run.ID, true); err != nil || ok {
+		return err
+	}
+	part := func(final string, content []byte) dump.CommitFile {
+		name := set.PartName(final, a.Run.ID, a.Fence)
+		if err := os.WriteFile(filepath.Join(s.o.Dump, name), content, 0o600); err != nil {
+			panic(err)
+		}
+		sum := sha256.Sum256(content)
+		return dump.CommitFile{Part: name, Final: final, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
+	}
+	id := in.Set
+	main := part(id.MainName(), bytes.Repeat([]byte("x"), 1000))
+	m := set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Run: a.Run.ID, Instance: s.o.Instance, Node: s.o.Node, Type: set.Full,
+		Finished: time.Now().UTC(), Archives: []set.Archive{{Kind: set.MainArchive, Name: main.Final, Size: main.Size, SHA256: main.SHA256}}}
+	text, _ := json.Marshal(m)
+	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return a.Holds(ctx, true) })
+}
+
+// ground is one Redis, one pair of directories and the workers on them.
+type ground struct {
+	t       *testing.T
+	redis   *lab.RedisServer
+	rdb     *redis.Client
+	store   *run.Store
+	opts    workerOptions
+	workers []*process
+}
+
+func newGround(t *testing.T) *ground {
+	return newGroundOn(t, lab.Redis(t), 0, "catalog")
+}
+
+func newGroundOn(t *testing.T, server *lab.RedisServer, db int, instance string) *ground {
+	root := t.TempDir()
+	g := &ground{t: t, redis: server}
+	g.opts = workerOptions{Socket: server.Addr, DB: db, Instance: instance, Node: "node1", Dump: root + "/dump", Temp: root + "/temp", Control: root + "/control",
+		Limits: Limits{Errors: 3, Interruptions: 50, Crashes: 5, Backoff: 50 * time.Millisecond, Timeout: time.Minute, NodeLostAfter: time.Hour, RedisGrace: time.Minute},
+		Pulse:  50 * time.Millisecond, Duration: 20 * time.Millisecond}
+	for _, d := range []string{g.opts.Dump, g.opts.Temp, g.opts.Control} {
+		require.NoError(t, os.Mkdir(d, 0o755))
+	}
+	g.rdb = redis.NewClient(&redis.Options{Network: "unix", Addr: server.Addr, DB: db})
+	t.Cleanup(func() { g.rdb.Close() })
+	g.store = run.NewStore(g.rdb, time.Now, time.Hour)
+	return g
+}
+
+type process struct {
+	*exec.Cmd
+	log    *lockedBuffer
+	waited chan struct{}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (g *ground) worker(change ...func(*workerOptions)) *process {
+	o := g.opts
+	for _, c := range change {
+		c(&o)
+	}
+	b, err := json.Marshal(o)
+	require.NoError(g.t, err)
+	p := &process{Cmd: exec.Command(os.Args[0]), log: &lockedBuffer{}, waited: make(chan struct{})}
+	p.Env = append(os.Environ(), workerEnv+"="+string(b))
+	p.Stderr, p.Stdout = p.log, p.log
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(g.t, p.Start())
+	go func() { _ = p.Wait(); close(p.waited) }()
+	g.workers = append(g.workers, p)
+	g.t.Cleanup(func() {
+		p.signal(syscall.SIGKILL)
+		<-p.waited
+		if g.t.Failed() {
+			g.t.Logf("worker %d:\n%s", p.Process.Pid, p.log)
+		}
+	})
+	return p
+}
+
+func (p *process) signal(s syscall.Signal) { _ = p.Process.Signal(s) }
+
+func (p *process) kill9() { p.signal(syscall.SIGKILL); <-p.waited }
+
+func (p *process) term(t *testing.T) {
+	p.signal(syscall.SIGTERM)
+	select {
+	case <-p.waited:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the worker did not end after SIGTERM")
+	}
+}
+
+// begin starts a run the way the producer does.
+func (g *ground) begin() run.Record {
+	b := make([]byte, 5)
+	_, _ = rand.Read(b)
+	return g.beginAs(run.NewID(time.Now(), b))
+}
+
+func (g *ground) beginAs(id string) run.Record {
+	g.t.Helper()
+	ctx := context.Background()
+	r, err := g.store.Start(ctx, run.Request{ID: id, Instance: g.opts.Instance, Requested: "full", Type: "full", FirstStage: FirstStage, Epoch: freshEpoch()})
+	require.NoError(g.t, err)
+	require.NoError(g.t, g.enqueuer().Enqueue(ctx, r.Epoch, "", task.Payload{Run: id, Instance: g.opts.Instance, Stage: FirstStage, Generation: 1}, nil))
+	return r
+}
+
+func (g *ground) enqueuer() *task.Enqueuer {
+	return task.NewEnqueuer(asynq.NewClientFromRedisClient(g.rdb), time.Now)
+}
+
+func (g *ground) get(id string) run.Record {
+	g.t.Helper()
+	var r run.Record
+	g.eventually(5*time.Second, "read run", func() bool {
+		var err error
+		r, err = g.store.Get(context.Background(), id)
+		return err == nil
+	})
+	return r
+}
+
+func (g *ground) eventually(limit time.Duration, what string, ok func() bool) {
+	g.t.Helper()
+	deadline := time.Now().Add(limit)
+	for !ok() {
+		if time.Now().After(deadline) {
+			g.t.Fatalf("not within %s: %s", limit, what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (g *ground) waitOver(id string, want run.State, limit time.Duration) run.Record {
+	g.t.Helper()
+	var r run.Record
+	g.eventually(limit, "the run is over", func() bool {
+		var err error
+		r, err = g.store.Get(context.Background(), id)
+		return err == nil && r.State.Over()
+	})
+	require.Equal(g.t, want, r.State, "error %q", r.Error)
+	return r
+}
+
+func (g *ground) waitStage(id, name string) {
+	g.t.Helper()
+	g.eventually(10*time.Second, "stage "+name+" runs", func() bool {
+		return g.count(id, "begin", name) > g.count(id, "over", name)
+	})
+}
+
+func (g *ground) control(name, content string) {
+	require.NoError(g.t, os.WriteFile(filepath.Join(g.opts.Control, name), []byte(content), 0o600))
+}
+
+func (g *ground) free(name string) {
+	require.NoError(g.t, os.Remove(filepath.Join(g.opts.Control, name)))
+}
+
+type line struct {
+	run, word, stage string
+	pid              int
+	at               int64
+}
+
+func (g *ground) journal() []line {
+	b, err := os.ReadFile(filepath.Join(g.opts.Control, "journal"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	require.NoError(g.t, err)
+	var out []line
+	for _, s := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+		f := strings.Fields(s)
+		if len(f) < 6 { // the file is made before its first line is written
+			continue
+		}
+		pid, _ := strconv.Atoi(f[4])
+		at, _ := strconv.ParseInt(f[5], 10, 64)
+		out = append(out, line{f[0], f[1], f[2], pid, at})
+	}
+	return out
+}
+
+func (g *ground) count(id, word, stageName string) int {
+	n := 0
+	for _, l := range g.journal() {
+		if l.run == id && l.word == word && l.stage == stageName {
+			n++
+		}
+	}
+	return n
+}
+
+// clean asserts that a run has left nothing but, if it succeeded, its set.
+func (g *ground) clean(r run.Record) {
+	g.t.Helper()
+	var left []string
+	g.eventually(5*time.Second, "nothing of the run is left", func() bool {
+		left = nil
+		for _, dir := range []string{g.opts.Dump, g.opts.Temp} {
+			entries, err := os.ReadDir(dir)
+			require.NoError(g.t, err)
+			for _, e := range entries {
+				if strings.Contains(e.Name(), r.ID) || e.Name() == "pgbackrest" {
+					left = append(left, e.Name())
+				}
+			}
+		}
+		return len(left) == 0
+	})
+	l, err := set.List(g.opts.Dump)
+	require.NoError(g.t, err)
+	found := false
+	for _, s := range l.Sets {
+		require.Empty(g.t, s.Missing, "a manifest without its archive")
+		found = found || s.Set == r.Set
+	}
+	require.Equal(g.t, r.State == run.Succeeded, found)
+	open, err := g.store.Open(context.Background(), g.opts.Instance)
+	require.NoError(g.t, err)
+	require.NotContains(g.t, open, r.ID)
+}
+
+// expireLease makes asynq take every active task of the queue for lost.
+func (g *ground) expireLease(queue string) {
+	g.t.Helper()
+	key := "asynq:{" + queue + "}:lease"
+	for _, id := range g.rdb.ZRange(context.Background(), key, 0, -1).Val() {
+		require.NoError(g.t, g.rdb.ZAdd(context.Background(), key, redis.Z{Score: float64(time.Now().Add(-5 * time.Minute).Unix()), Member: id}).Err())
+	}
+}

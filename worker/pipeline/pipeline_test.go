@@ -1,0 +1,432 @@
+package pipeline
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/lab"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/shared/task"
+
+	"github.com/hibiken/asynq"
+	"github.com/stretchr/testify/require"
+)
+
+func TestRunGoesThroughItsStages(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	begin := time.Now()
+	r := g.begin()
+	r = g.waitOver(r.ID, run.Succeeded, 10*time.Second)
+	t.Logf("four stages of %s took %s", g.opts.Duration, time.Since(begin))
+	g.clean(r)
+	require.NotEmpty(t, r.Set)
+	require.Len(t, r.Attempts, 4)
+	for _, a := range r.Attempts {
+		require.Equal(t, run.Good, *a.Outcome)
+		require.Equal(t, 1, a.Attempt)
+	}
+	require.Zero(t, r.Cleanups)
+	// The hand-over from one stage to the next stays under 300 ms.
+	var ended int64
+	for _, l := range g.journal() {
+		if l.word == "end" {
+			ended = l.at
+		}
+		if l.word == "begin" && ended != 0 {
+			require.Less(t, time.Duration(l.at-ended), 300*time.Millisecond, "hop to %s", l.stage)
+		}
+	}
+}
+
+func TestSecondRunIsRefusedUntilTheFirstIsOver(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	g.control("hold-postgres", "")
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	_, err := g.store.Start(context.Background(), run.Request{ID: run.NewID(time.Now(), []byte("other")), Instance: "catalog", FirstStage: FirstStage})
+	var busy *run.BusyError
+	require.ErrorAs(t, err, &busy)
+	require.Equal(t, r.ID, busy.Run.ID)
+	require.Equal(t, "postgres", busy.Run.Stage)
+	g.free("hold-postgres")
+	g.clean(g.waitOver(r.ID, run.Succeeded, 10*time.Second))
+	g.clean(g.waitOver(g.begin().ID, run.Succeeded, 10*time.Second))
+}
+
+// Trap 1: without a deadline of ours asynq stops every task after 30 minutes.
+func TestTasksHaveNoTimeoutOfAsynq(t *testing.T) {
+	g := newGround(t)
+	r := g.begin()
+	in := asynq.NewInspectorFromRedisClient(g.rdb)
+	info, err := in.GetTaskInfo("catalog", task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: FirstStage, Generation: 1}))
+	require.NoError(t, err)
+	require.Zero(t, info.Timeout, "asynq's default is 30 minutes")
+	require.Greater(t, time.Until(info.Deadline), 10*365*24*time.Hour)
+	require.Greater(t, info.MaxRetry, 1_000_000)
+	require.GreaterOrEqual(t, info.Retention, 7*24*time.Hour)
+}
+
+// Trap 2: asynq's recoverer gives up a killed last attempt without calling any hook.
+func TestKilledLastAttemptIsCleanedUp(t *testing.T) {
+	g := newGround(t)
+	g.opts.Limits.Crashes = 0
+	g.control("hold-eventbus", "")
+	w := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "eventbus")
+	w.kill9()
+	require.DirExists(t, filepath.Join(g.opts.Dump, "pgbackrest"))
+	begin := time.Now()
+	g.worker()
+	r = g.waitOver(r.ID, run.Failed, 10*time.Second)
+	t.Logf("failed and clean %s after the restart", time.Since(begin))
+	require.Equal(t, 1, r.Cleanups)
+	require.Contains(t, r.Error, "the worker died")
+	g.clean(r)
+	g.free("hold-eventbus")
+	g.clean(g.waitOver(g.begin().ID, run.Succeeded, 10*time.Second))
+}
+
+func TestRestartedWorkerGoesOn(t *testing.T) {
+	for _, at := range []string{"prepare", "postgres", "eventbus", "archive"} {
+		t.Run(at, func(t *testing.T) {
+			g := newGround(t)
+			g.control("hold-"+at, "")
+			w := g.worker()
+			r := g.begin()
+			g.waitStage(r.ID, at)
+			w.kill9()
+			g.free("hold-" + at)
+			begin := time.Now()
+			g.worker()
+			r = g.waitOver(r.ID, run.Succeeded, 10*time.Second)
+			t.Logf("done %s after the restart", time.Since(begin))
+			g.clean(r)
+			require.Equal(t, 1, outcomes(r)[run.Crashed])
+			// What asynq brings back later finds an older generation and touches nothing.
+			g.expireLease("catalog")
+			g.expireLease("catalog.node1")
+			n := len(g.journal())
+			g.worker()
+			g.eventually(10*time.Second, "asynq has brought the dead task back and it is over", func() bool {
+				in := asynq.NewInspectorFromRedisClient(g.rdb)
+				for _, q := range []string{"catalog", "catalog.node1"} {
+					if i, err := in.GetQueueInfo(q); err != nil || i.Active+i.Pending+i.Retry+i.Scheduled > 0 {
+						return false
+					}
+				}
+				return true
+			})
+			require.Len(t, g.journal(), n)
+		})
+	}
+}
+
+func outcomes(r run.Record) map[run.Outcome]int {
+	n := map[run.Outcome]int{}
+	for _, a := range r.Attempts {
+		if a.Outcome != nil {
+			n[*a.Outcome]++
+		}
+	}
+	return n
+}
+
+// Trap 3: asynq may run one task twice at once. A frozen worker still holds the
+// staging; the other one waits, and nothing of the stage happens twice.
+func TestFrozenWorkerIsNotOvertaken(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-postgres", "")
+	a := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	a.signal(syscall.SIGSTOP)
+	g.expireLease("catalog.node1")
+	g.worker()
+	in := asynq.NewInspectorFromRedisClient(g.rdb)
+	g.eventually(15*time.Second, "asynq hands the task to the other worker", func() bool {
+		i, err := in.GetTaskInfo("catalog.node1", task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: "postgres", Generation: 2}))
+		return err == nil && i.LastErr != "" && i.LastErr != "asynq: task lease expired"
+	})
+	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+	a.signal(syscall.SIGCONT)
+	g.free("hold-postgres")
+	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
+	g.clean(r)
+	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+	require.Equal(t, 1, g.count(r.ID, "end", "postgres"))
+}
+
+// A lost lease alone does not make an attempt stop.
+func TestLostLeaseDoesNotLoseTheWork(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-postgres", "")
+	g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	require.NoError(t, g.redis.Kill9())
+	time.Sleep(300 * time.Millisecond) // Redis is away for a while
+	require.NoError(t, g.redis.Start())
+	g.expireLease("catalog.node1")
+	g.worker()
+	g.free("hold-postgres")
+	r = g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+	g.clean(r)
+	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+}
+
+// Trap 4: asynq loses the success of a stage that ends while Redis is away.
+func TestStageThatEndsWhileRedisIsAway(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-postgres", "")
+	g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	require.NoError(t, g.redis.Kill9())
+	g.free("hold-postgres")
+	g.eventually(5*time.Second, "the stage is done", func() bool { return g.count(r.ID, "over", "postgres") == 1 })
+	time.Sleep(2 * time.Second) // longer than the client's own retries
+	require.NoError(t, g.redis.Start())
+	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
+	g.clean(r)
+	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+	require.Equal(t, map[run.Outcome]int{run.Good: 4}, outcomes(r), "nothing counts as a failure")
+}
+
+// … and when the worker dies too before Redis is back, the result is on disk.
+func TestStageThatEndsWhileRedisIsAwayAndWorkerDies(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-postgres", "")
+	w := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	require.NoError(t, g.redis.Kill9())
+	g.free("hold-postgres")
+	g.eventually(5*time.Second, "the stage's result is on disk", func() bool {
+		m, _ := filepath.Glob(filepath.Join(g.opts.Temp, r.ID, "postgres.*", "result.json"))
+		return len(m) == 1
+	})
+	w.kill9()
+	require.NoError(t, g.redis.Start())
+	g.worker()
+	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
+	g.clean(r)
+	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"), "the work was not done twice")
+}
+
+// Trap 5: Redis comes back empty. asynq notices nothing.
+func TestEmptiedRedisStopsTheRun(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-postgres", "")
+	g.control("hold-eventbus", "")
+	g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	g.free("hold-postgres")
+	g.waitStage(r.ID, "eventbus")
+	require.NoError(t, g.redis.FlushAll())
+	g.eventually(5*time.Second, "the attempt stops", func() bool { return g.count(r.ID, "over", "eventbus") == 1 })
+	g.free("hold-eventbus")
+	g.eventually(5*time.Second, "its staging is swept", func() bool {
+		_, err1 := os.Stat(filepath.Join(g.opts.Temp, r.ID))
+		_, err2 := os.Stat(filepath.Join(g.opts.Dump, "pgbackrest"))
+		return err1 != nil && err2 != nil
+	})
+	g.clean(g.waitOver(g.begin().ID, run.Succeeded, 15*time.Second))
+}
+
+// Trap 6: asynq's cancel goes by the task id alone, across queues and databases.
+func TestCancelStopsOnlyItsRun(t *testing.T) {
+	server := lab.Redis(t)
+	a, b := newGroundOn(t, server, 5, "catalog"), newGroundOn(t, server, 6, "catalog")
+	id := run.NewID(time.Now(), []byte("twins"))
+	for _, g := range []*ground{a, b} {
+		g.control("hold-postgres", "")
+		g.worker()
+		g.beginAs(id)
+	}
+	a.waitStage(id, "postgres")
+	b.waitStage(id, "postgres")
+	// asynq's own cancel, as from its dashboard, stops nobody: neither this run nor its twin.
+	in := asynq.NewInspectorFromRedisClient(a.rdb)
+	require.NoError(t, in.CancelProcessing(task.ID(a.get(id).Epoch, task.Payload{Run: id, Stage: "postgres", Generation: 2})))
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, a.count(id, "over", "postgres")+b.count(id, "over", "postgres"))
+	begin := time.Now()
+	answer, err := a.store.Cancel(context.Background(), a.get(id))
+	require.NoError(t, err)
+	require.Equal(t, run.CancelAsked, answer)
+	r := a.waitOver(id, run.Cancelled, 5*time.Second)
+	t.Logf("cancelled and clean after %s", time.Since(begin))
+	a.clean(r)
+	require.Equal(t, 1, r.Cleanups)
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, b.count(id, "over", "postgres"), "the other installation's run goes on")
+	require.NotEqual(t, a.get(id).Epoch, b.get(id).Epoch)
+	b.free("hold-postgres")
+	b.clean(b.waitOver(id, run.Succeeded, 10*time.Second))
+}
+
+func TestCancelBeforeAnybodyBegan(t *testing.T) {
+	g := newGround(t)
+	r := g.begin()
+	answer, err := g.store.Cancel(context.Background(), r)
+	require.NoError(t, err)
+	require.Equal(t, run.CancelClosed, answer)
+	require.Equal(t, run.Cancelled, g.get(r.ID).State)
+	g.worker()
+	g.clean(g.waitOver(g.begin().ID, run.Succeeded, 10*time.Second))
+	require.Zero(t, g.count(r.ID, "begin", "prepare"))
+}
+
+func TestCancelWhileWaitingToRetry(t *testing.T) {
+	g := newGround(t)
+	g.opts.Limits.Backoff = time.Hour
+	g.control("fail-postgres", "1")
+	g.worker()
+	r := g.begin()
+	g.eventually(5*time.Second, "the run waits", func() bool { return g.get(r.ID).NotBefore != nil })
+	_, err := g.store.Cancel(context.Background(), g.get(r.ID))
+	require.NoError(t, err)
+	g.clean(g.waitOver(r.ID, run.Cancelled, 5*time.Second))
+}
+
+// Trap 7: SIGTERM at the last attempt must not fail the run.
+func TestSIGTERMHandsTheStageOn(t *testing.T) {
+	g := newGround(t)
+	g.opts.Limits.Errors, g.opts.Limits.Crashes = 0, 0
+	g.control("hold-postgres", "")
+	w := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	begin := time.Now()
+	w.term(t)
+	t.Logf("the worker ended %s after SIGTERM", time.Since(begin))
+	mid := g.get(r.ID)
+	require.Equal(t, run.Running, mid.State)
+	require.Equal(t, 1, outcomes(mid)[run.Interrupted])
+	require.Zero(t, mid.Errors+mid.Crashes)
+	g.free("hold-postgres")
+	g.worker()
+	g.clean(g.waitOver(r.ID, run.Succeeded, 10*time.Second))
+}
+
+func TestErrorsAreRetriedUntilTheBudgetIsSpent(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	g.control("fail-postgres", "3")
+	r := g.waitOver(g.begin().ID, run.Succeeded, 20*time.Second)
+	require.Equal(t, 3, outcomes(r)[run.Erred])
+	g.clean(r)
+	g.control("fail-eventbus", "4")
+	r = g.waitOver(g.begin().ID, run.Failed, 20*time.Second)
+	require.Equal(t, 4, outcomes(r)[run.Erred])
+	require.Equal(t, "stage eventbus fails for now", r.Error)
+	require.Equal(t, 1, r.Cleanups)
+	g.clean(r)
+}
+
+func TestPermanentErrorIsNotRetried(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	g.control("perm-archive", "")
+	r := g.waitOver(g.begin().ID, run.Failed, 10*time.Second)
+	require.Equal(t, 1, outcomes(r)[run.Erred])
+	require.Equal(t, 1, g.count(r.ID, "begin", "archive"))
+	g.clean(r)
+}
+
+func TestTimeLimitEndsTheRun(t *testing.T) {
+	g := newGround(t)
+	g.opts.Limits.Timeout = time.Second
+	g.control("hold-eventbus", "")
+	g.worker()
+	r := g.waitOver(g.begin().ID, run.Failed, 10*time.Second)
+	require.Contains(t, r.Error, "chef_timeout")
+	g.clean(r)
+}
+
+func TestTimeLimitEndsARunWithoutAnAttempt(t *testing.T) {
+	g := newGround(t)
+	g.opts.Limits.Timeout = time.Second
+	g.opts.Limits.Backoff = time.Hour
+	g.control("fail-eventbus", "1")
+	g.worker()
+	g.clean(g.waitOver(g.begin().ID, run.Failed, 15*time.Second))
+}
+
+func TestOtherNodeLeavesTheStagingAlone(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-eventbus", "")
+	w := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "eventbus")
+	w.kill9()
+	other := func(o *workerOptions) {
+		o.Node, o.Dump, o.Temp = "node2", t.TempDir(), t.TempDir()
+		o.Limits.NodeLostAfter = 3 * time.Second
+	}
+	g.worker(other)
+	r = g.waitOver(r.ID, run.Failed, 15*time.Second)
+	require.Contains(t, r.Error, "node1")
+	require.DirExists(t, filepath.Join(g.opts.Dump, "pgbackrest"), "only its own node may clear it")
+	g.free("hold-eventbus")
+	g.worker()
+	g.clean(r)
+}
+
+func TestForeignHandsOnTheQueue(t *testing.T) {
+	g := newGround(t)
+	in := asynq.NewInspectorFromRedisClient(g.rdb)
+	r := g.begin()
+	require.NoError(t, in.DeleteTask("catalog", task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: FirstStage, Generation: 1})))
+	g.worker()
+	g.clean(g.waitOver(r.ID, run.Succeeded, 10*time.Second)) // deleted by the dashboard, or never enqueued by a killed producer
+	g.workers[0].term(t)
+	r = g.begin()
+	require.NoError(t, in.ArchiveTask("catalog", task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: FirstStage, Generation: 1})))
+	g.worker()
+	r = g.waitOver(r.ID, run.Failed, 10*time.Second)
+	require.Contains(t, r.Error, "archived by hand")
+}
+
+func TestStagingRemovedUnderTheAttempt(t *testing.T) {
+	g := newGround(t)
+	g.control("hold-eventbus", "")
+	g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "eventbus")
+	require.NoError(t, os.RemoveAll(filepath.Join(g.opts.Temp, r.ID)))
+	g.eventually(5*time.Second, "the attempt notices", func() bool { return g.count(r.ID, "over", "eventbus") > 0 })
+	g.free("hold-eventbus")
+	r = g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+	g.clean(r)
+}
+
+func TestForeignFilesSurvive(t *testing.T) {
+	g := newGround(t)
+	foreign := filepath.Join(g.opts.Dump, "202001010101_1-2-3_alation_backup.tar.gz")
+	require.NoError(t, os.WriteFile(foreign, []byte("an older backup of the catalog's own"), 0o644))
+	now := set.NewID(time.Now(), "1.2.3")
+	same := filepath.Join(g.opts.Dump, now.MainName()) // the very name that the next run would take
+	require.NoError(t, os.WriteFile(same, []byte("foreign"), 0o644))
+	g.worker()
+	r := g.waitOver(g.begin().ID, run.Succeeded, 10*time.Second)
+	require.NotEqual(t, string(now), r.Set)
+	require.NoError(t, os.MkdirAll(filepath.Join(g.opts.Dump, "pgbackrest", "archive"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(g.opts.Dump, "pgbackrest", "archive", "x"), []byte("theirs"), 0o644))
+	bad := g.waitOver(g.begin().ID, run.Failed, 10*time.Second)
+	require.Contains(t, bad.Error, "pgbackrest")
+	require.Contains(t, bad.Error, "move it away")
+	g.worker()
+	for _, f := range []string{foreign, same, filepath.Join(g.opts.Dump, "pgbackrest", "archive", "x")} {
+		require.FileExists(t, f)
+	}
+}

@@ -1,0 +1,220 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"time"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/shared/task"
+	"catalog-backup/worker/dump"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/sirupsen/logrus"
+)
+
+// Worker is the daemon: asynq's server with the engine as its handler, the
+// reconciler, the signs of life, the sweeper and the publishing of sets.
+type Worker struct {
+	p         Params
+	rdb       *redis.Client
+	who       run.Worker
+	engine    *Engine
+	server    *asynq.Server
+	reconcile *Reconciler
+	done      chan struct{}
+	wg        sync.WaitGroup
+	wake      chan struct{}
+}
+
+const (
+	// checkInterval bounds how long a task waits between two stages.
+	checkInterval = 100 * time.Millisecond
+	lookInterval  = time.Second
+	signInterval  = 4 * time.Second
+	sweepInterval = time.Minute
+	// settle lets the attempt that woke the house give its lock back first.
+	settle = 200 * time.Millisecond
+	// busyDelay is when asynq delivers a task again whose run a live attempt holds.
+	busyDelay = 3 * time.Second
+)
+
+// New makes a worker on rdb, which the caller closes.
+func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
+	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	p.Ended = func(context.Context) {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+	p.Publish = w.publish
+	client := asynq.NewClientFromRedisClient(rdb)
+	p.Enqueuer = task.NewEnqueuer(client, p.Now)
+	w.p = p
+	w.engine = NewEngine(p)
+	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
+	w.server = asynq.NewServerFromRedisClient(rdb, asynq.Config{
+		Concurrency:              4,
+		Queues:                   map[string]int{task.Queue(p.Instance, ""): 1, task.Queue(p.Instance, p.Node): 2},
+		TaskCheckInterval:        checkInterval,
+		DelayedTaskCheckInterval: 500 * time.Millisecond,
+		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return busyDelay },
+		IsFailure:                func(error) bool { return false }, // our own budgets count
+		Logger:                   quiet{p.Log},
+		LogLevel:                 asynq.WarnLevel,
+		ShutdownTimeout:          2 * time.Second,
+	})
+	return w
+}
+
+// Start begins to work. Redis answers when it is called.
+func (w *Worker) Start(ctx context.Context) error {
+	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
+		return err
+	}
+	if err := w.p.Store.SignIn(ctx, w.p.Instance, w.who); err != nil {
+		return err
+	}
+	w.keepHouse(ctx)
+	if err := w.server.Start(w.engine); err != nil {
+		return err
+	}
+	w.reconcile.Start()
+	w.wg.Add(2)
+	go w.signs()
+	go w.house()
+	return nil
+}
+
+// Shutdown takes no new task, lets attempts hand their stages on, and ends.
+func (w *Worker) Shutdown() {
+	w.server.Stop()
+	w.reconcile.Shutdown()
+	w.engine.Stop()
+	close(w.done)
+	w.wg.Wait()
+	w.server.Shutdown()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := w.p.Store.SignOut(ctx, w.p.Instance, w.who.ID); err != nil {
+		w.p.Log.WithError(err).Debug("could not sign out")
+	}
+}
+
+// freshEpoch proposes a name for a Redis that has none yet.
+func freshEpoch() string {
+	b := make([]byte, 6)
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// signs repeats that the worker is there, and gives an emptied Redis a new epoch.
+func (w *Worker) signs() {
+	defer w.wg.Done()
+	t := time.NewTicker(signInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-w.done:
+			return
+		case <-t.C:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
+		_, err := w.p.Store.Epoch(ctx, freshEpoch())
+		if err == nil {
+			err = w.p.Store.SignIn(ctx, w.p.Instance, w.who)
+		}
+		cancel()
+		if err != nil {
+			w.p.Log.WithError(err).Warn("Redis does not answer; trying on")
+		}
+	}
+}
+
+// house sweeps and publishes, now and then and after each run.
+func (w *Worker) house() {
+	defer w.wg.Done()
+	t := time.NewTicker(sweepInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-w.done:
+			return
+		case <-t.C:
+		case <-w.wake:
+			time.Sleep(settle)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), sweepInterval)
+		w.keepHouse(ctx)
+		cancel()
+	}
+}
+
+func (w *Worker) keepHouse(ctx context.Context) {
+	if err := Sweep(ctx, w.p.Store, w.p.Dir, w.p.Instance); err != nil {
+		w.p.Log.WithError(err).Warn("sweeping left-overs ends badly; trying again later")
+	}
+	w.publish(ctx)
+}
+
+// publish shows the sets of this node to the producers.
+func (w *Worker) publish(ctx context.Context) {
+	l, err := set.List(w.p.Dir.Dump)
+	if err == nil {
+		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
+	}
+	if err != nil {
+		w.p.Log.WithError(err).Warn("could not publish the list of sets")
+	}
+}
+
+// Sweep removes what runs left that are not open any more: after Redis was lost,
+// after a node came back. A commit that was cut short is finished if its run has
+// no record that says it failed.
+func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
+	left, err := d.Leftovers()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range left {
+		errs = append(errs, sweepRun(ctx, store, d, id))
+	}
+	return errors.Join(errs...)
+}
+
+func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id string) error {
+	r, err := store.Get(ctx, id)
+	known := err == nil
+	if err != nil && !errors.Is(err, run.ErrNotFound) {
+		return err // Redis is away: nothing is known
+	}
+	if known && !r.State.Over() {
+		return nil
+	}
+	lock, err := d.Lock(id, true)
+	if errors.Is(err, dump.ErrHeld) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	_, err = d.Clean(ctx, id, !known || r.State == run.Succeeded)
+	return err
+}
+
+// quiet passes asynq's log lines on as details: our own records say what matters.
+type quiet struct{ log logrus.FieldLogger }
+
+func (q quiet) Debug(args ...any) { q.log.Debug(args...) }
+func (q quiet) Info(args ...any)  { q.log.Debug(args...) }
+func (q quiet) Warn(args ...any)  { q.log.Debug(args...) }
+func (q quiet) Error(args ...any) { q.log.Debug(args...) }
+func (q quiet) Fatal(args ...any) { q.log.Error(args...) }

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"os/user"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"catalog-backup/shared/config"
+	"catalog-backup/shared/exit"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/shared/task"
+	"catalog-backup/worker/archive"
+	"catalog-backup/worker/backup"
+	"catalog-backup/worker/dump"
+	"catalog-backup/worker/keeper"
+	"catalog-backup/worker/pipeline"
+	"catalog-backup/worker/redisserver"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+)
+
+func runCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "The daemon: take runs out of the queue and make sets",
+		Long: `The daemon. It takes the runs of its instance out of the queue, makes the sets,
+cleans up after failures, and with redis: embedded keeps the Redis server too.
+SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.`,
+		Example: "  worker run --config /etc/catalog-backup/config.yaml",
+		Args:    exit.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(config.Path(g.config, os.Getenv), os.Getenv)
+			if err != nil {
+				return err
+			}
+			if err := c.ForWorker(); err != nil {
+				return err
+			}
+			return daemon(cmd.Context(), c)
+		},
+	}
+}
+
+// daemon runs until SIGTERM or SIGINT.
+func daemon(ctx context.Context, c *config.Config) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := logger(c)
+	if err := prepareStateDir(c); err != nil {
+		return err
+	}
+	var server *redisserver.Server
+	if c.Redis.Embedded {
+		server = redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
+			Logf: func(f string, a ...any) { log.Infof(f, a...) }})
+		if err := server.Start(ctx); err != nil {
+			return fmt.Errorf("start the embedded Redis: %w", err)
+		}
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+			defer cancel()
+			if err := server.Shutdown(ctx); err != nil {
+				log.WithError(err).Warn("stopping the embedded Redis")
+			}
+		}()
+	}
+	rdb, err := task.Connect(c)
+	if err != nil {
+		return err
+	}
+	defer rdb.Close()
+	if err := checkRedis(ctx, c, rdb, log); err != nil {
+		return err
+	}
+	if err := priority(c).Apply(); err != nil {
+		return fmt.Errorf("apply archive.nice and archive.io_class: %w", err)
+	}
+	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
+	if err := w.Start(ctx); err != nil {
+		return fmt.Errorf("start the worker: %w", err)
+	}
+	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
+	<-ctx.Done()
+	stop() // a second signal ends at once
+	log.Info("stopping: a stage under way is handed on")
+	w.Shutdown()
+	return nil
+}
+
+func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {
+	dir := &dump.Directory{Dump: c.Backup.DumpDir, Temp: c.Backup.TempDir, Instance: c.Instance, Node: c.Node, EndLeftover: keeper.EndLeftover}
+	store := run.NewStore(rdb, time.Now, c.Queue.KeepRuns)
+	logf := func(f string, a ...any) { log.Debugf(f, a...) }
+	return pipeline.Params{
+		Store: store, Dir: dir, Instance: c.Instance, Node: c.Node, Now: time.Now, Log: log, Mask: c.Mask,
+		Limits: pipeline.Limits{Errors: c.Queue.RetryErrors, Interruptions: c.Queue.RetryInterruptions, Crashes: c.Queue.RetryCrashes,
+			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace},
+		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
+			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
+	}
+}
+
+func logger(c *config.Config) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(os.Stderr)
+	if c.Log.Format == "json" {
+		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
+	}
+	level, err := logrus.ParseLevel(c.Log.Level)
+	if err == nil {
+		log.SetLevel(level)
+	}
+	return log
+}
+
+// prepareStateDir makes the state directory, 0750, for its group.
+func prepareStateDir(c *config.Config) error {
+	bad := func(err error) error {
+		return exit.Withf(exit.Usage, "prepare state_dir %s: %w; give it to the worker's user, or set state_dir to another", c.StateDir, err)
+	}
+	_, err := os.Lstat(c.StateDir)
+	made := errors.Is(err, os.ErrNotExist)
+	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
+		return bad(err)
+	}
+	if made || c.StateGroup != "" {
+		if err := os.Chmod(c.StateDir, 0o750); err != nil {
+			return bad(err)
+		}
+	}
+	if c.StateGroup == "" {
+		return nil
+	}
+	gid, err := groupID(c.StateGroup)
+	if err != nil {
+		return &config.Error{File: c.Path, Key: "state_group", Problem: err.Error(), Remedy: "name a group that exists"}
+	}
+	if err := os.Chown(c.StateDir, -1, gid); err != nil {
+		return bad(err)
+	}
+	return nil
+}
+
+// checkRedis waits for Redis, then refuses one that would lose or evict the queue.
+func checkRedis(ctx context.Context, c *config.Config, rdb *redis.Client, log *logrus.Logger) error {
+	var err error
+	for tries := 0; tries < 30; tries++ {
+		if err = rdb.Ping(ctx).Err(); err == nil || ctx.Err() != nil {
+			break
+		}
+		if strings.Contains(err.Error(), "WRONGPASS") || strings.Contains(err.Error(), "NOAUTH") || strings.Contains(err.Error(), "NOPERM") {
+			return exit.Withf(exit.Usage, "log in at %s: %s; mend redis.username and redis.password", task.Where(c), c.Mask(err.Error()))
+		}
+		if tries == 0 {
+			log.WithField("error", c.Mask(err.Error())).Warnf("%s does not answer; waiting for it", task.Where(c))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	if err != nil {
+		return exit.Withf(exit.Unreachable, "reach %s: %s; start it, or mend redis.address", task.Where(c), c.Mask(err.Error()))
+	}
+	warnings, err := redisserver.Check(ctx, rdb)
+	if err != nil {
+		return exit.Withf(exit.Usage, "use %s: %w", task.Where(c), err)
+	}
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	return nil
+}
+
+// priority is for this process and, since they inherit it, the tools it starts. The
+// embedded Redis runs already and keeps its own.
+func priority(c *config.Config) archive.Priority {
+	p := archive.Priority{Nice: c.Archive.Nice}
+	switch c.Archive.IOClass {
+	case "idle":
+		p.IOClass = archive.IOIdle
+	case "best-effort":
+		p.IOClass, p.IOLevel = archive.IOBestEffort, 4
+	}
+	return p
+}
+
+func groupID(name string) (int, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+func whoami(c *config.Config) run.Worker {
+	host, _ := os.Hostname()
+	b := make([]byte, 4)
+	_, _ = rand.Read(b)
+	return run.Worker{ID: fmt.Sprintf("%s-%d-%s", c.Node, os.Getpid(), hex.EncodeToString(b)), Node: c.Node, Host: host, PID: os.Getpid(),
+		Version: exit.Version, Started: time.Now().UTC()}
+}
