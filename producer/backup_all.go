@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"catalog-backup/shared/exit"
@@ -82,11 +83,22 @@ func (a *app) start(ctx context.Context, c *connection, requested set.Type) (run
 			instance, b.ID, b.Stage, span(b.Age(a.now())), b.ID, b.ID)
 	}
 	if err != nil {
-		return r, c.explain(err)
+		return r, c.uncertain(err, id)
 	}
 	a.announce(r)
 	a.handOver(ctx, c, r)
 	return r, nil
+}
+
+// uncertain explains a start that went wrong. Once something was sent, Redis may
+// have opened the run though its answer did not arrive.
+func (c *connection) uncertain(err error, id string) error {
+	explained := c.explain(err)
+	var dial *net.OpError
+	if exit.Code(explained) != exit.Unreachable || errors.As(err, &dial) && dial.Op == "dial" {
+		return explained
+	}
+	return exit.Withf(exit.Unreachable, "%w; whether the run began is not known, `status %s` tells later", explained, id)
 }
 
 // announce says the run id: on stdout for people, on stderr where stdout is for

@@ -49,12 +49,14 @@ func (b *bars) update(r run.Record, now time.Time) {
 	b.draw(now)
 }
 
-func (b *bars) say(text string) {
-	b.note = text
-	if text == "Redis is back" {
-		b.note = ""
-	}
-	b.draw(time.Now())
+func (b *bars) away(why string, now time.Time) {
+	b.note = why
+	b.draw(now)
+}
+
+func (b *bars) back(now time.Time) {
+	b.note = ""
+	b.draw(now)
 }
 
 func (b *bars) end(r run.Record, now time.Time) {

@@ -89,6 +89,8 @@ func answerOf(reply string, r run.Record) string {
 	switch {
 	case r.State == run.Cancelled:
 		return answerCancelled
+	case r.State == run.Failed:
+		return answerOver
 	case reply == run.CancelLate, r.State == run.Succeeded && reply == run.CancelAsked:
 		return answerTooLate
 	case r.State.Over():
@@ -105,7 +107,7 @@ func (a *app) answer(r run.Record, answer string) error {
 	}
 	switch answer {
 	case answerTooLate:
-		return exit.Withf(exit.Other, "too late: run %s has committed its set, which stays", r.ID)
+		return exit.Withf(exit.Other, "too late: run %s is committing its set, or has done so; the set stays", r.ID)
 	case answerOver:
 		return exit.Withf(exit.Other, "run %s has ended already: %s", r.ID, r.State)
 	}

@@ -15,8 +15,9 @@ import (
 type display interface {
 	// update shows the record as it was read now.
 	update(r run.Record, now time.Time)
-	// say tells something about the waiting itself.
-	say(text string)
+	// away tells that Redis does not answer, and why; back that it does again.
+	away(why string, now time.Time)
+	back(now time.Time)
 	// end leaves the display as the last word about r.
 	end(r run.Record, now time.Time)
 }
@@ -37,9 +38,12 @@ func newDisplay(a *app) display {
 // silent shows nothing of the run.
 type silent struct{ app *app }
 
-func (silent) update(run.Record, time.Time) {}
-func (silent) end(run.Record, time.Time)    {}
-func (s silent) say(text string)            { fmt.Fprintln(s.app.err, "note: "+text) }
+func (silent) update(run.Record, time.Time)   {}
+func (silent) end(run.Record, time.Time)      {}
+func (s silent) away(why string, _ time.Time) { fmt.Fprintln(s.app.err, "note: "+why) }
+func (s silent) back(time.Time)               { fmt.Fprintln(s.app.err, "note: "+redisIsBack) }
+
+const redisIsBack = "Redis is back"
 
 // linePause is how often plain lines repeat the progress of a stage.
 const linePause = 5 * time.Second
@@ -88,8 +92,9 @@ func standLine(r run.Record, now time.Time) string {
 	return s
 }
 
-func (l *lines) say(text string)           { fmt.Fprintln(l.err, "note: "+text) }
-func (l *lines) end(run.Record, time.Time) {}
+func (l *lines) away(why string, _ time.Time) { fmt.Fprintln(l.err, "note: "+why) }
+func (l *lines) back(time.Time)               { fmt.Fprintln(l.err, "note: "+redisIsBack) }
+func (l *lines) end(run.Record, time.Time)    {}
 
 // terminalWidth is the width of the terminal now, since people change it.
 func terminalWidth(f *os.File) int {

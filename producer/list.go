@@ -127,7 +127,7 @@ func (a *app) printTable(sets []set.Summary) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", printable(s.Set), printable(string(s.Type)), bytes,
 			span(a.now().Sub(s.Created)), printable(strings.Join(s.Parts, ",")), a.soundness(s))
 	}
-	w.Flush()
+	_ = w.Flush()
 }
 
 // soundness says what is known of a set's health.

@@ -119,8 +119,6 @@ func stateWords(r run.Record) string {
 	case r.State.Over():
 	case r.Ending != "":
 		s += ", cleaning up; it will end as " + string(r.Ending)
-	case r.Committed && r.Cancel:
-		s += ", a cancel came too late"
 	case r.Cancel:
 		s += ", a cancel was asked for"
 	}
@@ -148,5 +146,5 @@ func (a *app) printAttempts(attempts []run.Attempt, now time.Time) {
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", printable(t.Stage), t.Attempt, printable(t.Node),
 			t.Started.UTC().Format(time.RFC3339), span(end.Sub(t.Started)), outcome, printable(text))
 	}
-	w.Flush()
+	_ = w.Flush()
 }

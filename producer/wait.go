@@ -74,15 +74,16 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 	away := false
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	show.update(r, a.now())
 	for {
-		read, err := c.read(ctx, r.ID, min(answerLimit, max(pollEvery, reconnect)))
+		read, err := c.read(ctx, r.ID, min(answerLimit, max(time.Second, reconnect)))
 		switch {
 		case ctx.Err() != nil:
 			return r, errInterrupted
 		case err == nil:
 			if away {
 				away = false
-				show.say("Redis is back")
+				show.back(a.now())
 			}
 			heard, r = a.now(), read
 			show.update(r, a.now())
@@ -98,7 +99,7 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 			return r, exit.Withf(exit.Unreachable, "%w; tried for %s; the run may go on without us: see `status %s` later", c.explain(err), span(reconnect), r.ID)
 		case !away:
 			away = true
-			show.say("Redis is away, trying for " + span(reconnect) + ": " + printable(err.Error()))
+			show.away("Redis is away, trying for "+span(reconnect)+": "+printable(err.Error()), a.now())
 		}
 		select {
 		case <-ctx.Done():
@@ -130,9 +131,6 @@ func (a *app) summary(r run.Record) {
 	}
 	if e.Manifest != nil {
 		fmt.Fprintf(a.out, "manifest  %s\n", printable(*e.Manifest))
-	}
-	if r.State == run.Succeeded && r.Cancel {
-		fmt.Fprintln(a.out, "note      a cancel came too late")
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(a.out, "note      %s\n", printable(n))

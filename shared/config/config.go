@@ -204,6 +204,9 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 			return nil, err
 		}
 	}
+	if _, ok := src.values["redis"]; !ok && !src.hasAny("redis.") {
+		c.Redis.Embedded = true
+	}
 	if c.Node == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -225,7 +228,7 @@ func (c *Config) check(s *source) error {
 	case c.Version != "" && c.VersionFile != "":
 		return s.err("version_file", "version is set too", "keep one of the two")
 	case c.Redis.Embedded && s.hasAny("redis."):
-		return s.err("redis", "embedded and an address at once", "keep one of the two")
+		return s.err("redis", "it is embedded, and "+s.first("redis.")+" is set too", "keep one of the two: the embedded Redis needs no address and no password, its socket is private")
 	case !c.Redis.Embedded && c.Redis.Address == "":
 		return s.err("redis.address", "is missing", "say redis: embedded, or redis: {address: HOST:PORT}")
 	case !c.Backup.PgBackRest:
@@ -234,8 +237,6 @@ func (c *Config) check(s *source) error {
 		return s.err("eventbus.sasl.mechanism", "mechanism and username belong together", "set both, or neither")
 	case c.Backup.DumpDir == c.Backup.TempDir:
 		return s.err("alation.backup.data_temp_dir", "is the dump directory too", "choose two directories")
-	case c.Redis.Password != "" && c.Redis.Embedded:
-		return s.err("redis.password", "the embedded Redis has no password: its socket is private", "leave it out")
 	}
 	for name, t := range map[string]TLS{"redis.tls": c.Redis.TLS, "eventbus.tls": c.EventBus.TLS} {
 		if (t.CertFile == "") != (t.KeyFile == "") {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -65,6 +66,17 @@ func name(f func(*Config) *string) func(*Config, value) error {
 	}
 }
 
+func version(c *Config, v value) error {
+	if err := v.scalar(); err != nil {
+		return err
+	}
+	if !versionRE.MatchString(v.text) {
+		return fmt.Errorf("%q is not a version: use digits and dots, such as 10.0.0.147420", v.text)
+	}
+	c.Version = v.text
+	return nil
+}
+
 func path(f func(*Config) *string) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		if err := v.scalar(); err != nil {
@@ -120,7 +132,7 @@ func duration(f func(*Config) *time.Duration) func(*Config, value) error {
 func list(f func(*Config) *[]string, check func(string) error) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		if v.list == nil {
-			return fmt.Errorf("%q is not a list", v.text)
+			return errors.New("a single value is given")
 		}
 		for _, e := range v.list {
 			if e == "" {
@@ -154,7 +166,12 @@ func absolute(p string) error {
 	return nil
 }
 
+// brokerAddress checks HOST:PORT. It does not repeat what looks like a URL: that
+// may hold a password.
 func brokerAddress(b string) error {
+	if strings.ContainsAny(b, "@/") {
+		return fmt.Errorf("the address is a URL or holds a user: write HOST:PORT, and user and password in their own keys")
+	}
 	i := strings.LastIndexByte(b, ':')
 	if i <= 0 {
 		return fmt.Errorf("%q has no port: write HOST:PORT", b)
@@ -169,14 +186,14 @@ func brokerAddress(b string) error {
 var Keys = []Key{
 	{Name: "instance", Kind: kindName, Doc: "The catalog server that this configuration is of. Queues, the lock against a second run and the dashboard go by it.", set: name(func(c *Config) *string { return &c.Instance })},
 	{Name: "node", Kind: kindName, Doc: "The storage: workers that share the dump, temp and state directories share this name. Default: the host name.", set: name(func(c *Config) *string { return &c.Node })},
-	{Name: "version", Kind: kindString, Doc: "The catalog server's version; it becomes part of the file names.", set: str(func(c *Config) *string { return &c.Version })},
+	{Name: "version", Kind: kindString, Doc: "The catalog server's version; it becomes part of the file names.", set: version},
 	{Name: "version_file", Kind: kindPath, Doc: "A file that holds the version, in place of `version`.", set: path(func(c *Config) *string { return &c.VersionFile })},
 	{Name: "state_dir", Kind: kindPath, Default: "/var/lib/catalog-backup", Doc: "The worker's own directory (mode 0750): the embedded Redis and its socket.", set: path(func(c *Config) *string { return &c.StateDir })},
 	{Name: "state_group", Kind: kindString, Doc: "A group whose members may use the producer: it gets the state directory and the Redis socket. Default: the worker's own group.", set: str(func(c *Config) *string { return &c.StateGroup })},
 
-	{Name: "redis", Kind: "the word embedded, or address:, username:, password:, db:, tls:", Doc: "`embedded`: the worker starts a private redis-server on a unix socket in `state_dir`, kept on disk.", set: func(c *Config, v value) error {
+	{Name: "redis", Kind: "the word embedded, or address:, username:, password:, db:, tls:", Doc: "`embedded`: the worker starts a private redis-server on a unix socket in `state_dir`, kept on disk. Default: `embedded`, where no key below `redis` is set.", set: func(c *Config, v value) error {
 		if v.text != "embedded" || v.scalar() != nil {
-			return fmt.Errorf("%q is not known", v.text)
+			return errors.New("the value is not known") // not repeated: a URL may hold a password
 		}
 		c.Redis.Embedded = true
 		return nil

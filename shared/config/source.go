@@ -3,8 +3,10 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,6 +51,16 @@ func (s *source) hasAny(prefix string) bool {
 	return false
 }
 
+// first is the alphabetically first of the keys below a section that are set.
+func (s *source) first(prefix string) string {
+	names := slices.Sorted(maps.Keys(s.values))
+	i := slices.IndexFunc(names, func(k string) bool { return strings.HasPrefix(k, prefix) })
+	if i < 0 {
+		return ""
+	}
+	return names[i]
+}
+
 var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
 
 func readYAML(file string, text []byte) (*source, error) {
@@ -60,10 +72,17 @@ func readYAML(file string, text []byte) (*source, error) {
 			e.Line, _ = strconv.Atoi(m[1])
 			e.Problem = m[2]
 		}
+		if strings.Contains(err.Error(), "unknown anchor") {
+			// The parser would repeat the text, which may be an unquoted secret.
+			e.Problem, e.Remedy = "a value begins with * and is no alias of YAML", "put it in quotes"
+		}
 		return nil, e
 	}
 	if len(doc.Content) == 0 {
 		return nil, &Error{File: file, Key: "instance", Problem: "the file is empty", Remedy: "see docs/configuration.md for a complete example"}
+	}
+	if root := doc.Content[0]; root.Kind != yaml.MappingNode {
+		return nil, &Error{File: file, Line: root.Line, Problem: "the file holds no keys", Remedy: "see docs/configuration.md for a complete example"}
 	}
 	if err := s.flatten("", doc.Content[0]); err != nil {
 		return nil, err
@@ -80,20 +99,7 @@ func (s *source) flatten(prefix string, n *yaml.Node) error {
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			k := n.Content[i]
-			name := k.Value
-			if prefix != "" {
-				name = prefix + "." + name
-			}
-			if _, twice := s.values[name]; twice {
-				return &Error{File: s.file, Line: k.Line, Key: name, Problem: "stands twice", Remedy: "keep one"}
-			}
-			if err := s.flatten(name, n.Content[i+1]); err != nil {
-				return err
-			}
-		}
-		return nil
+		return s.flattenMapping(prefix, n)
 	case yaml.SequenceNode:
 		v := value{file: s.file, line: n.Line, list: []string{}}
 		for _, e := range n.Content {
@@ -118,6 +124,31 @@ func (s *source) flatten(prefix string, n *yaml.Node) error {
 		}
 		return s.put(prefix, n.Line, value{text: n.Value, file: s.file, line: n.Line})
 	}
+}
+
+func (s *source) flattenMapping(prefix string, n *yaml.Node) error {
+	if prefix != "" && !isSection(prefix) {
+		if k, ok := keyByName(prefix); ok {
+			return &Error{File: s.file, Line: n.Line, Key: prefix, Problem: "keys are given below it", Remedy: "it takes " + k.Kind}
+		}
+		return s.put(prefix, n.Line, value{}) // says that it is not a key; an alias that contains itself ends here too
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		k := n.Content[i]
+		name := k.Value
+		if prefix != "" {
+			name = prefix + "." + name
+		}
+		if _, twice := s.values[name]; twice || seen[name] {
+			return &Error{File: s.file, Line: k.Line, Key: name, Problem: "stands twice", Remedy: "keep one"}
+		}
+		seen[name] = true
+		if err := s.flatten(name, n.Content[i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *source) put(key string, line int, v value) error {
@@ -232,13 +263,21 @@ func isSection(name string) bool {
 
 // nearest is the known key most like name, or "" where none is near.
 func nearest(name string) string {
-	best, at := "", 4
+	best, at := "", min(4, len(name)/2+1)
 	for _, k := range Keys {
 		if d := distance(name, k.Name); d < at {
 			best, at = k.Name, d
 		}
 	}
-	return best
+	if best != "" {
+		return best
+	}
+	for _, k := range Keys { // the right word in the wrong section
+		if strings.HasSuffix(k.Name, "."+name[strings.LastIndexByte(name, '.')+1:]) {
+			return k.Name
+		}
+	}
+	return ""
 }
 
 // distance is the edit distance of two keys.

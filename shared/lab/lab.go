@@ -56,10 +56,11 @@ func newRoot(given string) (*root, error) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("lab: make %s: %w", dir, err)
 		}
-		return &root{dir: dir}, nil
+		dir, err = filepath.EvalSymlinks(dir) // as /proc names it
+		return &root{dir: dir}, err
 	}
-	base := os.TempDir()
-	if len(base) > maxSocketPath/2 || !enterable(base) {
+	base, err := filepath.EvalSymlinks(os.TempDir())
+	if err != nil || len(base) > maxSocketPath/2 || !enterable(base) {
 		base = "/tmp"
 	}
 	sweep(base)
@@ -85,8 +86,8 @@ func (r *root) remove() error {
 	if r.lock == nil {
 		return nil
 	}
-	err := os.RemoveAll(r.dir)
-	return errors.Join(err, r.lock.Close())
+	err := endStrays(r.dir, "")
+	return errors.Join(err, os.RemoveAll(r.dir), r.lock.Close())
 }
 
 // sweep removes the throwaway directories of processes that were killed.

@@ -60,6 +60,21 @@ func TestPostgres(t *testing.T) {
 	gone(t, pid, dir)
 }
 
+// A test may kill the postmaster by its number; a computing backend does not notice.
+func TestPostgresKilledFromOutside(t *testing.T) {
+	p := Postgres(t)
+	busy := p.Command("psql", "-Xqc", "select count(*) from generate_series(1, 1000000000)")
+	require.NoError(t, busy.Start())
+	require.True(t, poll(stopLimit, func() bool {
+		return p.Psql("select count(*) from pg_stat_activity where query like '%1000000000%' and pid <> pg_backend_pid()") == "1"
+	}))
+	require.NoError(t, syscall.Kill(p.PID(), syscall.SIGKILL))
+	require.True(t, poll(stopLimit, func() bool { return !p.proc.running() }))
+	require.NoError(t, p.Start())
+	require.Error(t, busy.Wait())
+	require.Equal(t, "1", p.Psql("select 1"))
+}
+
 func TestPostgresHBAAndChecksumsByOption(t *testing.T) {
 	p := Postgres(t, WithoutChecksums(), WithHBA("local all all trust"))
 	require.Equal(t, "off", p.Psql("show data_checksums"))

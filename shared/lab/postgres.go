@@ -207,6 +207,10 @@ func (p *PG) Start() error {
 	if p.proc.running() {
 		return errors.New("lab: PostgreSQL runs already")
 	}
+	// A backend of a postmaster that was killed would keep the new one from starting.
+	if err := endStrays(p.DataDir, filepath.Join(p.BinDir, "postgres")); err != nil {
+		return err
+	}
 	cmd := p.Command("postgres", "-D", p.DataDir)
 	// SIGQUIT is the server's "stop at once": its own children go with it.
 	proc, err := spawn(cmd, filepath.Join(p.Root, "postgres.log"), syscall.SIGQUIT)
@@ -235,9 +239,9 @@ func (p *PG) Restart() error {
 // Start can follow.
 func (p *PG) Kill9() error { return p.proc.end(syscall.SIGKILL) }
 
-// Close stops the server at once and removes a throwaway directory.
+// Close stops the server at once, its strays too, and removes a throwaway directory.
 func (p *PG) Close() error {
-	return errors.Join(p.proc.end(syscall.SIGQUIT), p.root.remove())
+	return errors.Join(p.proc.end(syscall.SIGQUIT), endStrays(p.DataDir, filepath.Join(p.BinDir, "postgres")), p.root.remove())
 }
 
 // PID is the postmaster's process number.

@@ -107,9 +107,10 @@ func (p *process) end(sig syscall.Signal) error {
 		return nil
 	}
 	below := descendants(p.pid())
-	_ = p.cmd.Process.Signal(syscall.SIGCONT) // a stopped process would not see sig
 	_ = p.cmd.Process.Signal(sig)
-	if sig == syscall.SIGKILL {
+	if sig != syscall.SIGKILL {
+		_ = p.cmd.Process.Signal(syscall.SIGCONT) // a frozen process would not see it
+	} else {
 		// An orphan notices late, or never while it computes (a PostgreSQL backend).
 		<-p.done
 		kill(below)
@@ -199,6 +200,39 @@ func descendants(pid int) []member {
 		}
 	}
 	return all
+}
+
+// endStrays kills what still works in dir or below: children of a server that was
+// killed from outside. With exe, only those that run this program: a directory that
+// was given to us may be a person's working directory. Zombies have none.
+func endStrays(dir, exe string) error {
+	left := func() (pids []int) {
+		links, _ := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, link := range links {
+			at, err := os.Readlink(link)
+			if err != nil || at != dir && !strings.HasPrefix(at, dir+"/") {
+				continue
+			}
+			if at, err := os.Readlink(filepath.Join(filepath.Dir(link), "exe")); exe != "" && (err != nil || at != exe) {
+				continue
+			}
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil && pid != os.Getpid() {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	gone := poll(stopLimit, func() bool {
+		pids := left()
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		return len(pids) == 0
+	})
+	if !gone {
+		return fmt.Errorf("lab: processes %v in %s cannot be killed", left(), dir)
+	}
+	return nil
 }
 
 // tail gives the last part of a file.

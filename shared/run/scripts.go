@@ -52,7 +52,7 @@ end
 `
 
 // start: KEYS run, lock, open, runs, epoch; ARGV now, id, instance, requested, type,
-// first stage, new epoch, score. Takes the lock and writes the record.
+// first stage, new epoch, time in ms as the run's score, keep (s). Takes the lock and writes the record.
 // → ok, epoch | busy, id of the run that holds the lock | exists
 var startScript = redis.NewScript(prelude + `
 redis.call('SET', KEYS[5], ARGV[7], 'NX')
@@ -65,6 +65,7 @@ redis.call('HSET', run, 'id', ARGV[2], 'instance', ARGV[3], 'requested', ARGV[4]
   'state', 'queued', 'generation', 1, 'claimed', 0, 'fence', 0, 'attempt', 0, 'errors', 0, 'crashes', 0,
   'interruptions', 0, 'cleanups', 0, 'ending', '', 'node', '', 'error', '', 'epoch', epoch, 'created', now, 'updated', now)
 redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', tonumber(ARGV[8]) - tonumber(ARGV[9]) * 1000)
 redis.call('ZADD', KEYS[4], ARGV[8], ARGV[2])
 return {'ok', epoch}`)
 
@@ -141,6 +142,7 @@ if get('ending') == '' and (ARGV[8] == '1' or n > tonumber(ARGV[6])) then
   return {'cleanup', get('generation')}
 end
 if ARGV[5] ~= '' and get('ending') == '' then set('error', ARGV[5]) end
+redis.call('HDEL', run, 'committed') -- the next attempt asks for leave again
 fresh_task(ARGV[2])
 if ARGV[7] ~= '' then set('not_before', ARGV[7]) end
 return {'again', get('generation')}`)
@@ -162,13 +164,16 @@ end
 to_cleanup(ARGV[3], ARGV[4])
 return {'cleanup', get('generation')}`)
 
-// cleaned: KEYS run, lock, open; ARGV now, fence, keep (s). The cleanup is over: the run ends.
+// cleaned: KEYS run, lock, open; ARGV now, fence, keep (s), stands ('1' = the set was complete
+// after all). The cleanup is over: the run ends.
 // → closed | fenced
 var cleanedScript = redis.NewScript(prelude + `
 if over() or get('stage') ~= 'cleanup' or get('fence') ~= ARGV[2] then return {'fenced'} end
 close_attempt('good', '')
 redis.call('HINCRBY', run, 'cleanups', 1)
-finish(get('ending'), KEYS[2], KEYS[3], ARGV[3])
+local ending = get('ending')
+if ARGV[4] == '1' then ending = 'succeeded'; set('error', '') end
+finish(ending, KEYS[2], KEYS[3], ARGV[3])
 return {'closed'}`)
 
 // cancel: KEYS run, lock, open; ARGV now, keep (s). Somebody wants the run to stop.

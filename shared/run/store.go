@@ -39,7 +39,7 @@ var ErrFenced = errors.New("this attempt is no longer the current one")
 var ErrCancel = errors.New("the run was cancelled")
 
 // ErrEpoch means that Redis lost its data, or another Redis answers now.
-var ErrEpoch = errors.New("Redis lost the run records (its epoch changed)")
+var ErrEpoch = errors.New("the run records are gone from Redis (its epoch changed)")
 
 // BusyError is returned when the instance has an open run.
 type BusyError struct {
@@ -80,7 +80,7 @@ type Request struct {
 func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
 	keys := []string{runKey(q.ID), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance), epochKey}
 	for range 3 {
-		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli())
+		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli(), s.keepSeconds())
 		if err != nil {
 			return Record{}, fmt.Errorf("start a run: %w", err)
 		}
@@ -310,9 +310,14 @@ func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending Sta
 	return next(s.call(ctx, stopScript, s.keys(r), g, string(ending), why, s.keepSeconds(), f))
 }
 
-// Cleaned ends the run after its cleanup.
-func (s *Store) Cleaned(ctx context.Context, r Record, fence int64) error {
-	out, err := s.call(ctx, cleanedScript, s.keys(r), fence, s.keepSeconds())
+// Cleaned ends the run after its cleanup. stands says that the cleanup found the
+// run's set complete, manifest and all: then the run has succeeded.
+func (s *Store) Cleaned(ctx context.Context, r Record, fence int64, stands bool) error {
+	flag := ""
+	if stands {
+		flag = "1"
+	}
+	out, err := s.call(ctx, cleanedScript, s.keys(r), fence, s.keepSeconds(), flag)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,9 @@ type Postgres struct {
 	StartWAL       string `json:"start_wal"` // 24 hexadecimal digits
 	StopWAL        string `json:"stop_wal"`
 	WALSegmentSize int64  `json:"wal_segment_size"` // bytes
-	CompressType   string `json:"compress_type"`    // zst, lz4, gz or none
+	// WAL lists the stored segments StartWAL…StopWAL in order.
+	WAL          []WALFile `json:"wal"`
+	CompressType string    `json:"compress_type"` // zst, lz4, gz or none
 
 	Size     int64 `json:"size"`      // bytes of the cluster
 	RepoSize int64 `json:"repo_size"` // bytes in the repository
@@ -33,6 +35,14 @@ type Postgres struct {
 	// (pg_control records them): max_connections, max_worker_processes, max_wal_senders,
 	// max_prepared_transactions, max_locks_per_transaction.
 	Limits map[string]int `json:"limits"`
+}
+
+// WALFile is one WAL segment as it is stored.
+type WALFile struct {
+	Name   string `json:"name"`   // 24 hexadecimal digits
+	Path   string `json:"path"`   // in the repository
+	Size   int64  `json:"size"`   // bytes as stored
+	SHA256 string `json:"sha256"` // of the stored bytes
 }
 
 // Database is one database of the cluster.

@@ -344,7 +344,14 @@ func (x *Extractor) Finish() (stage.Findings, error) {
 	x.target.cut(0)
 	depth := func(h *Header) int { return strings.Count(h.Name, "/") }
 	sort.SliceStable(x.dirs, func(i, j int) bool { return depth(x.dirs[i]) > depth(x.dirs[j]) })
+	last := make(map[string]*Header, len(x.dirs))
 	for _, h := range x.dirs {
+		last[h.Name] = h
+	}
+	for _, h := range x.dirs {
+		if last[h.Name] != h {
+			continue // a later entry of the name counts
+		}
 		if err := x.finishDir(h); err != nil {
 			return stage.Findings{}, fmt.Errorf("restore directory %s: %w", show(h.Name), explain(err))
 		}

@@ -88,13 +88,20 @@ func (h *Header) encode() ([]byte, error) {
 		sparseMap = encodeSparseMap(h.Sparse)
 		body += int64(len(sparseMap))
 		pax["GNU.sparse.major"], pax["GNU.sparse.minor"] = "1", "0"
-		pax["GNU.sparse.name"] = name
 		pax["GNU.sparse.realsize"] = strconv.FormatInt(h.Size, 10)
-		name = "GNUSparseFile.0/" + asciiTail(name, 80)
+		if utf8.ValidString(name) {
+			pax["GNU.sparse.name"] = name
+			name = "GNUSparseFile.0/" + asciiTail(name, 80)
+		}
 	}
 
 	var b [blockSize]byte
-	putName(b[0:100], "path", name, pax)
+	var long []byte
+	if putRaw(b[0:100], name) {
+		long = append(long, longName('L', name)...)
+	} else {
+		putName(b[0:100], "path", name, pax)
+	}
 	putOctal(b[100:108], h.Mode&07777)
 	putID(b[108:116], "uid", h.UID, pax)
 	putID(b[116:124], "gid", h.GID, pax)
@@ -106,7 +113,11 @@ func (h *Header) encode() ([]byte, error) {
 	}
 	putTime(b[136:148], h.ModTime, pax)
 	b[156] = byte(h.Kind)
-	putName(b[157:257], "linkpath", h.Link, pax)
+	if putRaw(b[157:257], h.Link) {
+		long = append(long, longName('K', h.Link)...)
+	} else {
+		putName(b[157:257], "linkpath", h.Link, pax)
+	}
 	copy(b[257:265], "ustar\x0000")
 	putName(b[265:297], "uname", h.User, pax)
 	putName(b[297:329], "gname", h.Group, pax)
@@ -123,6 +134,7 @@ func (h *Header) encode() ([]byte, error) {
 		}
 		out = ext
 	}
+	out = append(out, long...)
 	out = append(out, b[:]...)
 	return append(out, sparseMap...), nil
 }
@@ -199,11 +211,38 @@ func sparseText(list []Extent) []byte {
 // padding is what is missing from n to whole blocks.
 func padding(n int64) int64 { return -n & (blockSize - 1) }
 
-// putName stores s raw where it fits and is ASCII. Valid UTF-8 beyond that goes to
-// the pax record key. Bytes that are not UTF-8 have no place in a pax record, so
-// they stay raw in the ustar field where they fit, as every tar program expects;
-// longer ones go raw to the pax record, which GNU tar, bsdtar and Go hand on as
-// they are.
+// putRaw tells whether s is longer than its field and not UTF-8, and then stores its
+// beginning. Such a name has no place in a pax record: bsdtar refuses one, and GNU tar
+// does not know the record that would announce it (hdrcharset). GNU's older way for
+// long names takes any bytes, and all programs read it, also after a pax header.
+func putRaw(field []byte, s string) bool {
+	if len(s) <= len(field) || utf8.ValidString(s) {
+		return false
+	}
+	copy(field, s[:len(field)])
+	return true
+}
+
+// longName is GNU tar's long name ('L') or long link ('K'): an entry whose content
+// is the name and a NUL (GNU tar manual, "Basic Tar Format").
+func longName(flag byte, name string) []byte {
+	var b [blockSize]byte
+	copy(b[0:100], "././@LongLink")
+	putOctal(b[100:108], 0)
+	putOctal(b[108:116], 0)
+	putOctal(b[116:124], 0)
+	putOctal(b[124:136], int64(len(name)+1))
+	putOctal(b[136:148], 0)
+	b[156] = flag
+	copy(b[257:265], "ustar  \x00") // as GNU tar marks it
+	putChecksum(&b)
+	out := append(b[:], name...)
+	return append(out, make([]byte, 1+padding(int64(len(name)+1)))...)
+}
+
+// putName stores s raw where it fits and is ASCII or not UTF-8 at all, which every
+// program takes as it is. What is UTF-8 beyond ASCII, or too long, goes to the pax
+// record key.
 func putName(field []byte, key, s string, pax map[string]string) {
 	if len(s) <= len(field) && (isASCII(s) || !utf8.ValidString(s)) {
 		copy(field, s)

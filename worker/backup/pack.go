@@ -37,6 +37,11 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if in.Commit != nil && !s.Dir.Committed(in) {
+		if err := a.Holds(ctx, true); err != nil {
+			return nil, err
+		}
+	}
 	stands, err := s.Dir.Recover(ctx, a.Run.ID, true) // a commit that was cut short
 	if err != nil {
 		return nil, err

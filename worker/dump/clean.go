@@ -36,7 +36,9 @@ func (d *Directory) Lock(runID string, create bool) (*Lock, error) {
 	for range 10 {
 		if create {
 			if _, err := readOwner(path); err != nil {
-				if err := d.ownedDir(path, runID, 0); err != nil {
+				if err := d.ownedDir(path, runID, 0); errors.Is(err, fs.ErrNotExist) {
+					return nil, fmt.Errorf("make the staging directory %s: %s (alation.backup.data_temp_dir) is not there; create it, owned by the worker's user", path, d.Temp)
+				} else if err != nil {
 					return nil, permanentIfFull(fmt.Errorf("make the staging directory of run %s: %w", runID, err))
 				}
 			}

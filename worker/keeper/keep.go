@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,6 +29,8 @@ func keep() int {
 		}
 		unix.CloseOnExec(fd) // the tool must hold neither
 	}
+	// Nor anything that the worker itself inherited.
+	_ = unix.CloseRange(controlFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // kernels before 5.11 cannot; ours are done
 	// Caught and dropped, not ignored: the tool would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	_ = os.WriteFile("/proc/self/comm", []byte("keeper"), 0) // for ps; and "killall worker" does not hit us

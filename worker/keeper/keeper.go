@@ -21,12 +21,10 @@
 package keeper
 
 import (
-	"encoding/binary"
-	"encoding/json"
-	"errors"
-	"fmt"
+	"encoding/gob"
 	"io"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -39,9 +37,6 @@ const (
 	statusFD  = 4 // write end: reports
 )
 
-// maxOrder bounds an order in bytes. The kernel takes some 2 MB of arguments.
-const maxOrder = 64 << 20
-
 // hooked tells that Hook was called. Without it a child would run the whole
 // program again, and again.
 var hooked bool
@@ -53,7 +48,7 @@ func Hook() {
 	if len(os.Args) < 2 || os.Args[1] != verb {
 		return
 	}
-	os.Exit(keep())
+	syscall.Exit(keep()) // os.Exit would wait a second under the race detector
 }
 
 // order is what the worker sends to its keeper. It goes through the pipe, not
@@ -85,30 +80,16 @@ type report struct {
 	Stuck   []int  `json:",omitempty"` // processes that SIGKILL did not end
 }
 
-func writeOrder(w io.Writer, o order) error {
-	body, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	if len(body) > maxOrder {
-		return fmt.Errorf("arguments and environment have %d bytes", len(body))
-	}
-	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
-	return err
-}
+// writeOrder and readOrder use gob, not JSON: arguments need not be UTF-8.
+func writeOrder(w io.Writer, o order) error { return gob.NewEncoder(w).Encode(o) }
 
-func readOrder(r io.Reader) (o order, err error) {
-	var size [4]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return o, err
-	}
-	n := binary.BigEndian.Uint32(size[:])
-	if n > maxOrder {
-		return o, errors.New("order is too long")
-	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
-		return o, err
-	}
-	return o, json.Unmarshal(body, &o)
+func readOrder(r io.Reader) (o order, err error) { return o, gob.NewDecoder(oneByte{r}).Decode(&o) }
+
+// oneByte keeps gob from reading further than the order: what follows is not for it.
+type oneByte struct{ io.Reader }
+
+func (o oneByte) ReadByte() (byte, error) {
+	var b [1]byte
+	_, err := io.ReadFull(o.Reader, b[:])
+	return b[0], err
 }

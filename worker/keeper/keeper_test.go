@@ -105,6 +105,28 @@ func TestContextEnds(t *testing.T) {
 	require.ErrorIs(t, Run(ctx, sh("true")), enough)
 }
 
+// The context may end at any moment of a start.
+func TestContextEndsEarly(t *testing.T) {
+	enough := errors.New("enough")
+	for i := range 40 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Duration(i)*500*time.Microsecond, func() { cancel(enough) })
+		for _, c := range []Command{sh(family), {Path: "sh", Args: []string{"-c", family}, Gentle: time.Second}} {
+			require.ErrorIs(t, Run(ctx, c), enough)
+		}
+	}
+	waitFor(t, "every tool to end", func() bool {
+		all, err := processes()
+		require.NoError(t, err)
+		for _, p := range all {
+			if p.ppid == os.Getpid() {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 func TestGentleThenKill(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	read, write := io.Pipe()
@@ -197,6 +219,14 @@ func TestLongOrder(t *testing.T) {
 	out, err := Output(t.Context(), c)
 	require.NoError(t, err)
 	require.Equal(t, "1200000", strings.TrimSpace(string(out)))
+}
+
+func TestOddArguments(t *testing.T) {
+	for _, odd := range []string{"", " ", "\xff\xfe", "a\nb", "--", "$(id)", "ü"} {
+		out, err := Output(t.Context(), Command{Path: "printf", Args: []string{"%s", odd}})
+		require.NoError(t, err)
+		require.Equal(t, odd, string(out))
+	}
 }
 
 func TestEnvironment(t *testing.T) {

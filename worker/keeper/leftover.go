@@ -82,7 +82,9 @@ func readNote(path string) (l *leftover, there bool, err error) {
 	}
 	var n note
 	if err := json.Unmarshal(body, &n); err != nil || n.Keeper <= 1 {
-		return nil, false, fmt.Errorf("the PID file %s is damaged; see that none of its processes runs and remove it", path)
+		// It came to be by a rename, so only a crash of the machine can have cut it:
+		// then its processes are gone too, and a cleanup must not stop here.
+		return nil, false, nil
 	}
 	l = &leftover{note: n, known: map[int]uint64{}}
 	if n.Tool != 0 {

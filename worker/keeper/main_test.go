@@ -40,7 +40,6 @@ func startWorker(t *testing.T, script, gentle, pidfile string) (*exec.Cmd, int) 
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "KEEPER_TEST_WORKER="+script, "KEEPER_TEST_GENTLE="+gentle, "KEEPER_TEST_PIDFILE="+pidfile)
-	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

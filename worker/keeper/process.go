@@ -35,6 +35,7 @@ type Process struct {
 	stderr  tail          // always kept
 	failed  chan error    // a stream failed: end the tool
 	started chan struct{} // closed when the tool runs
+	hurry   bool          // the time to be gentle is over
 	done    chan struct{} // closed when everything is over; err is set then
 	err     error
 }
@@ -190,7 +191,9 @@ func (p *Process) supervise(ctx context.Context) {
 	defer p.closeOurs()
 	over := make(chan report, 1) // the keeper's last word; empty if it died without one
 	go func() { over <- p.listen() }()
+	ordered := make(chan struct{})
 	go func() { // a full pipe must not hold us up; a keeper that died is seen by listen
+		defer close(ordered)
 		if err := writeOrder(p.control, p.order); err != nil {
 			p.fail(fmt.Errorf("giving the keeper its order: %w", err))
 		}
@@ -205,9 +208,9 @@ func (p *Process) supervise(ctx context.Context) {
 		}
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
-		last = p.stop(over)
+		last = p.stop(ordered, over)
 	case cause = <-p.failed:
-		last = p.stop(over)
+		last = p.stop(ordered, over)
 	}
 	stuck := p.sweep()
 	streamErr := p.finish(ctx)
@@ -237,17 +240,23 @@ func (p *Process) listen() report {
 	}
 }
 
-// stop has the keeper end the tool, or ends the keeper if that takes too long.
-func (p *Process) stop(over <-chan report) report {
-	_ = p.control.SetWriteDeadline(time.Now().Add(endGrace))
-	_, _ = p.control.Write([]byte{1})
+// stop has the keeper end the tool, or kills the keeper if that takes too long.
+func (p *Process) stop(ordered <-chan struct{}, over <-chan report) report {
 	limit := time.NewTimer(p.order.Gentle + endGrace)
 	defer limit.Stop()
+	select {
+	case <-ordered: // the word to end comes after the order
+		_, _ = p.control.Write([]byte{1}) // fits, or the keeper is gone
+	case last := <-over:
+		return last
+	case <-limit.C:
+		limit.Reset(0)
+	}
 	select {
 	case last := <-over:
 		return last
 	case <-limit.C: // it was stopped, or a process hangs in the kernel
-		p.order.Gentle = 0
+		p.hurry = true
 		_ = p.keeper.Process.Kill()
 		return <-over
 	}
@@ -261,7 +270,11 @@ func (p *Process) sweep() []int {
 	}
 	left, err := members(id)
 	if err != nil || len(left) > 0 {
-		left, _ = end(func() ([]proc, error) { return members(id) }, p.order.Gentle, nil)
+		gentle := p.order.Gentle
+		if p.hurry {
+			gentle = 0
+		}
+		left, _ = end(func() ([]proc, error) { return members(id) }, gentle, nil)
 	}
 	_ = p.keeper.Wait()
 	if len(left) == 0 && p.order.PIDFile != "" {
@@ -301,7 +314,7 @@ func (p *Process) result(last report, cause, streamErr error) error {
 		cause = streamErr
 	}
 	switch {
-	case last.Failed != "":
+	case last.Failed != "" && cause == nil:
 		return p.startError(last)
 	case cause != nil && last.Exited && !last.Ended && streamErr == nil && last.Code == 0 && last.Signal == 0:
 		return nil // it was good before the end reached it
@@ -324,7 +337,7 @@ func (p *Process) startError(r report) error {
 	case syscall.EPERM:
 		remedy = "; run the worker as root or as the user that the tool needs"
 	case syscall.EACCES, syscall.ENOENT:
-		remedy = "; check that the program and its directory " + p.order.Dir + " exist and that its user may use them"
+		remedy = "; check that the program, its directory " + p.order.Dir + " and that of its PID file exist and can be used"
 	}
 	if r.Errno != 0 {
 		return fmt.Errorf("starting %q: %w%s", p.order.Path, errnoError{syscall.Errno(r.Errno), r.Failed}, remedy)

@@ -71,7 +71,7 @@ func NewEngine(p Params) *Engine {
 }
 
 // FirstStage is what the producer enqueues.
-const FirstStage = "prepare"
+const FirstStage = run.Prepare
 
 // errBusy makes asynq deliver the task again soon; it never counts.
 var errBusy = errors.New("a live attempt holds the run; looked at again soon")

@@ -353,6 +353,9 @@ func (g *ground) journal() []line {
 	var out []line
 	for _, s := range strings.Split(strings.TrimSpace(string(b)), "\n") {
 		f := strings.Fields(s)
+		if len(f) < 6 { // the file is made before its first line is written
+			continue
+		}
 		pid, _ := strconv.Atoi(f[4])
 		at, _ := strconv.ParseInt(f[5], 10, 64)
 		out = append(out, line{f[0], f[1], f[2], pid, at})

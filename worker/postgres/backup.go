@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
@@ -43,6 +45,7 @@ func Backup(ctx context.Context, o Options, w Work, f *Facts, p stage.Progress) 
 	b.wal = held
 
 	working, stop := context.WithCancelCause(ctx)
+	b.fail = stop
 	var watching sync.WaitGroup
 	watching.Go(func() { held.watch(working, o.watchInterval(), stop) })
 	part, err := b.run(working)
@@ -71,6 +74,7 @@ type backup struct {
 	found *stage.Findings
 	t     *tool
 	wal   *slot
+	fail  func(error) // ends the backup for this reason
 }
 
 // backupTool is pgBackRest as the owner of the cluster, with an environment of
@@ -122,8 +126,13 @@ func (b *backup) run(ctx context.Context) (*set.Postgres, error) {
 	return part, nil
 }
 
+// fullDisk is the free space, in bytes, at which a disk counts as full.
+const fullDisk = 256 << 10
+
 // follow tells progress from pgBackRest's lock file: JSON with pctCplt, the
-// hundredths of a percent that are done.
+// hundredths of a percent that are done. It also ends the backup as soon as the
+// disk is full: pgBackRest would keep it full for the better part of a minute
+// of retries.
 func (b *backup) follow(ctx context.Context) {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -132,6 +141,11 @@ func (b *backup) follow(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		var disk unix.Statfs_t
+		if unix.Statfs(b.w.Repo, &disk) == nil && int64(disk.Bavail)*disk.Bsize < fullDisk {
+			b.fail(stage.Permanentf("the disk of %s is full: make room there or move alation.backup.data_dump_dir", b.w.Repo))
+			return
 		}
 		// Later versions number the lock by repository: catalog-backup-1.lock.
 		files, _ := filepath.Glob(filepath.Join(b.w.Repo, "lock", Stanza+"-backup*.lock"))

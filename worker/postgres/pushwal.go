@@ -2,8 +2,11 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -92,8 +95,32 @@ func (b *backup) checkWAL(part *set.Postgres, names []string) error {
 		if found[name] == "" {
 			return fmt.Errorf("check the WAL of backup %s: segment %s is not in the repository although pgBackRest took it", part.Label, name)
 		}
+		file, err := describeWAL(b.w.RepoDir(), name, found[name])
+		if err != nil {
+			return fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
+		}
+		part.WAL = append(part.WAL, file)
 	}
 	return nil
+}
+
+// describeWAL takes size and checksum of a stored segment.
+func describeWAL(repo, name, path string) (set.WALFile, error) {
+	rel, err := filepath.Rel(repo, path)
+	if err != nil {
+		return set.WALFile{}, err
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return set.WALFile{}, err
+	}
+	defer file.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, file)
+	if err != nil {
+		return set.WALFile{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return set.WALFile{Name: name, Path: filepath.ToSlash(rel), Size: n, SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
 }
 
 // repoSegments finds the WAL segments in a repository: path by name.

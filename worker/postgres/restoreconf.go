@@ -248,7 +248,7 @@ func (r *restoration) fillMissing() error {
 	files := map[string][]string{
 		"postgresql.conf": limits,
 		// The socket lets in its owner only (unix_socket_permissions below).
-		"pg_hba.conf":   {"# Made by a restore: the socket is for the server's own account only.", "local  all  all  trust"},
+		"pg_hba.conf":   {"# Made by a restore: the socket is for the server's own account only.", "local  all  all  trust", "local  replication  all  trust"},
 		"pg_ident.conf": {"# Made by a restore: empty."},
 	}
 	for name, lines := range files {

@@ -28,6 +28,7 @@ type Verifier struct {
 	seen     map[string]bool
 	info     map[string]infoSeen // by repository path
 	wal      map[string]bool
+	listed   map[string]set.WALFile    // by segment
 	config   map[string]set.ConfigFile // by entry
 	ext      string
 	inflate  *decompressor
@@ -47,7 +48,10 @@ func NewVerifier(p *set.Postgres, report func(set.Damage)) *Verifier {
 	v := &Verifier{
 		part: p, report: report,
 		seen: map[string]bool{}, info: map[string]infoSeen{}, wal: map[string]bool{},
-		config: map[string]set.ConfigFile{},
+		config: map[string]set.ConfigFile{}, listed: map[string]set.WALFile{},
+	}
+	for _, f := range p.WAL {
+		v.listed[f.Name] = f
 	}
 	for _, c := range p.Config {
 		entry, err := configEntry(c.Path)
@@ -278,6 +282,9 @@ func (v *Verifier) walFile(name, rel string, src *source) {
 		v.damage(name, "it is no name of a WAL segment in a repository")
 		return
 	}
+	if m := v.manifest; m != nil && !strings.HasPrefix(rel, fmt.Sprintf("%s-%d/", m.dbVersion, m.dbID)) {
+		v.damage(name, "it lies in another archive than %s-%d", m.dbVersion, m.dbID)
+	}
 	seg, err := parseSegment(segName, part.WALSegmentSize)
 	first, n, err2 := segmentRange(part.StartWAL, part.StopWAL, part.WALSegmentSize)
 	switch {
@@ -294,7 +301,29 @@ func (v *Verifier) walFile(name, rel string, src *source) {
 		v.damage(name, "WAL segment %s is there twice", segName)
 	}
 	v.wal[segName] = true
-	r, err := v.inflate.open(src, false)
+	stored := sha256.New()
+	v.walContent(name, sum, seg, io.TeeReader(src, stored), src)
+	// What the decompressor left unread counts for the stored bytes.
+	if _, err := io.Copy(stored, src); err == nil {
+		v.walStored(name, rel, segName, hex.EncodeToString(stored.Sum(nil)), src.n)
+	}
+}
+
+// walStored compares a segment as stored with our manifest's list.
+func (v *Verifier) walStored(name, rel, segName, sum string, size int64) {
+	f, listed := v.listed[segName]
+	if !listed {
+		v.damage(name, "the manifest does not list WAL segment %s", segName)
+		return
+	}
+	if f.Path != "archive/"+v.part.Stanza+"/"+rel || f.Size != size || !strings.EqualFold(f.SHA256, sum) {
+		v.damage(name, "WAL segment %s differs from the manifest's path, size or checksum", segName)
+	}
+}
+
+func (v *Verifier) walContent(name, sum string, seg segment, stored io.Reader, src *source) {
+	part := v.part
+	r, err := v.inflate.open(stored, false)
 	if err != nil {
 		if src.fail == nil {
 			v.damage(name, "not readable as %s: %v", part.CompressType, err)
@@ -325,7 +354,7 @@ func sumHex(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
 // splitWALName takes <archive id>/<16 digits>/<24 digits>-<SHA-1><extension> apart.
 func splitWALName(rel, ext string) (segment, sum string, ok bool) {
 	parts := strings.Split(rel, "/")
-	if len(parts) != 3 {
+	if len(parts) != 3 || parts[0] == "" {
 		return "", "", false
 	}
 	base, ok := strings.CutSuffix(parts[2], ext)

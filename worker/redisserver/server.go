@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -187,8 +188,9 @@ func (s *Server) own(ctx, run context.Context) error {
 	if err := keeper.EndLeftover(ctx, s.path("redis.pid")); err != nil {
 		return err
 	}
-	if answers(s.Socket) == nil {
-		return fmt.Errorf("a Redis that is not ours answers on %s; end it or set another socket", s.Socket)
+	if conn, err := net.DialTimeout("unix", s.Socket, time.Second); err == nil {
+		conn.Close()
+		return fmt.Errorf("a server that is not ours listens on %s; end it or set another socket", s.Socket)
 	}
 	if info, err := os.Lstat(s.Socket); err == nil && info.Mode().Type() != os.ModeSocket {
 		return stage.Permanentf("%s is there and no socket; redis-server would delete it: move it away or set another socket", s.Socket)

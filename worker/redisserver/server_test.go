@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -229,14 +230,22 @@ func TestGroup(t *testing.T) {
 	dir := shortDir(t)
 	require.NoError(t, os.Chmod(dir, 0o755))
 	o := Options{Dir: filepath.Join(dir, "state/redis"), Socket: filepath.Join(dir, "state/s"), Group: "postgres"}
-	start(t, o)
 	g, err := user.LookupGroup("postgres")
 	require.NoError(t, err)
+	if os.Geteuid() != 0 { // only a group of ours can be given
+		g, err = user.LookupGroupId(fmt.Sprint(os.Getegid()))
+		require.NoError(t, err)
+		o.Group = g.Name
+	}
+	start(t, o)
 	for path, mode := range map[string]os.FileMode{"state/s": 0o660, "state": 0o750} {
 		info, err := os.Stat(filepath.Join(dir, path))
 		require.NoError(t, err)
 		require.Equal(t, mode, info.Mode().Perm(), path)
 		require.Equal(t, g.Gid, fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid), path)
+	}
+	if os.Geteuid() != 0 { // nor can we be somebody else to try it
+		return
 	}
 	postgres, err := keeper.LookupCredential("postgres")
 	require.NoError(t, err)
@@ -255,9 +264,12 @@ func TestGroup(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	dir := shortDir(t)
-	foreign := filepath.Join(dir, "foreign")
-	require.NoError(t, os.Mkdir(foreign, 0o750))
-	require.NoError(t, os.Chown(foreign, 65534, 65534))
+	foreign, tmp := "/usr", "belongs to user 0"
+	if os.Geteuid() == 0 {
+		foreign, tmp = filepath.Join(dir, "foreign"), "others can write"
+		require.NoError(t, os.Mkdir(foreign, 0o750))
+		require.NoError(t, os.Chown(foreign, 65534, 65534))
+	}
 	open := filepath.Join(dir, "open")
 	require.NoError(t, os.Mkdir(open, 0o700))
 	require.NoError(t, os.Chmod(open, 0o777))
@@ -274,10 +286,10 @@ func TestRefused(t *testing.T) {
 	}{
 		"long path":      {Options{Dir: data, Socket: filepath.Join(dir, strings.Repeat("x", 100))}, "the most is 100"},
 		"relative path":  {Options{Dir: data, Socket: "s"}, "no absolute path"},
-		"foreign":        {Options{Dir: data, Socket: filepath.Join(foreign, "s")}, "belongs to user 65534"},
-		"foreign data":   {Options{Dir: foreign, Socket: filepath.Join(dir, "s")}, "belongs to user 65534"},
+		"foreign":        {Options{Dir: data, Socket: filepath.Join(foreign, "s")}, "belongs to user"},
+		"foreign data":   {Options{Dir: foreign, Socket: filepath.Join(dir, "s")}, "belongs to user"},
 		"open directory": {Options{Dir: data, Socket: filepath.Join(open, "s")}, "others can write"},
-		"the public tmp": {Options{Dir: data, Socket: "/tmp/cb-test-s"}, "others can write"},
+		"the public tmp": {Options{Dir: data, Socket: "/tmp/cb-test-s"}, tmp},
 		"link":           {Options{Dir: data, Socket: filepath.Join(link, "s")}, "is no directory"},
 		"file":           {Options{Dir: data, Socket: file}, "no socket"},
 		"unknown group":  {Options{Dir: data, Socket: filepath.Join(dir, "s"), Group: "no-such-group"}, "groupadd no-such-group"},
@@ -299,6 +311,42 @@ func TestOddPath(t *testing.T) {
 	dir := filepath.Join(shortDir(t), `a "b' \n ü`)
 	start(t, options(dir))
 	require.NoError(t, client(t, dir).Ping(t.Context()).Err())
+}
+
+// A stranger on our socket is neither used nor robbed of it.
+func TestForeignServer(t *testing.T) {
+	dir := shortDir(t)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	require.NoError(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte("-NOAUTH Authentication required.\r\n"))
+			conn.Close()
+		}
+	}()
+	require.ErrorContains(t, New(options(dir)).Start(t.Context()), "not ours")
+	require.NoError(t, New(options(dir)).Shutdown(t.Context()))
+}
+
+// A worker waits for an owner that is still starting, as long as it may.
+func TestOwnerDoesNotAnswer(t *testing.T) {
+	dir := shortDir(t)
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "redis"), 0o700))
+	s := New(options(dir))
+	other, err := s.tryLock()
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err = s.Start(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "another worker holds")
+	s.release(other)
+	start(t, options(dir))
 }
 
 func TestDamagedData(t *testing.T) {

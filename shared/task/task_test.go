@@ -1,0 +1,95 @@
+package task
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/config"
+	"catalog-backup/shared/lab"
+
+	"github.com/hibiken/asynq"
+	"github.com/stretchr/testify/require"
+)
+
+var ctx = context.Background()
+
+func TestEnqueuedTwiceIsOnce(t *testing.T) {
+	rdb := lab.Redis(t).Client()
+	defer func() { _ = rdb.Close() }()
+	e := NewEnqueuer(asynq.NewClientFromRedisClient(rdb), time.Now)
+	p := Payload{Run: "20261123t184702z-abcdefgh", Instance: "catalog", Stage: "prepare", Generation: 1}
+	require.NoError(t, e.Enqueue(ctx, "install", "", p, nil))
+	require.NoError(t, e.Enqueue(ctx, "install", "", p, nil))
+	in := asynq.NewInspectorFromRedisClient(rdb)
+	all, err := in.ListPendingTasks("catalog")
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	require.Zero(t, all[0].Timeout, "asynq's default of 30 minutes must not apply")
+	require.True(t, all[0].Deadline.After(time.Now().Add(10*365*24*time.Hour)))
+	require.GreaterOrEqual(t, all[0].Retention, 7*24*time.Hour)
+	require.Greater(t, all[0].MaxRetry, 1<<20, "our own budgets decide")
+	got, err := Read(asynq.NewTask(all[0].Type, all[0].Payload))
+	require.NoError(t, err)
+	require.Equal(t, p, got)
+
+	p.Generation = 2
+	later := time.Now().Add(time.Hour)
+	require.NoError(t, e.Enqueue(ctx, "install", "host1", p, &later))
+	scheduled, err := in.ListScheduledTasks("catalog.host1")
+	require.NoError(t, err)
+	require.Len(t, scheduled, 1)
+	require.WithinDuration(t, later, scheduled[0].NextProcessAt, 2*time.Second)
+	past := time.Now().Add(-time.Hour)
+	p.Generation = 3
+	require.NoError(t, e.Enqueue(ctx, "install", "host1", p, &past))
+	pending, err := in.ListPendingTasks("catalog.host1")
+	require.NoError(t, err)
+	require.Len(t, pending, 1)
+}
+
+func TestIDsDifferByInstallation(t *testing.T) {
+	p := Payload{Run: "r", Stage: "s", Generation: 7}
+	require.Equal(t, "a:r:s:7", ID("a", p))
+	require.NotEqual(t, ID("a", p), ID("b", p))
+	_, err := Read(asynq.NewTask(Type, []byte("{")))
+	require.Error(t, err)
+}
+
+func load(t *testing.T, text string) *config.Config {
+	t.Helper()
+	c, err := config.Parse("/etc/c.yaml", []byte("instance: c\n"+text), func(string) string { return "" })
+	require.NoError(t, err)
+	return c
+}
+
+func TestConnect(t *testing.T) {
+	c := load(t, "redis: {address: 'unix:/run/r.sock', username: u, password: geheim, db: 3}\n")
+	rdb, err := Connect(c)
+	require.NoError(t, err)
+	defer func() { _ = rdb.Close() }()
+	o := rdb.Options()
+	require.Equal(t, []any{"unix", "/run/r.sock", "u", "geheim", 3}, []any{o.Network, o.Addr, o.Username, o.Password, o.DB})
+	require.Equal(t, "Redis at unix:/run/r.sock", Where(c))
+	embedded := load(t, "state_dir: /s\n")
+	rdb2, err := Connect(embedded)
+	require.NoError(t, err)
+	defer func() { _ = rdb2.Close() }()
+	require.Equal(t, "/s/redis.socket/redis.sock", rdb2.Options().Addr)
+	require.Contains(t, Where(embedded), "/s/redis.socket/redis.sock")
+}
+
+func TestConnectWithTLS(t *testing.T) {
+	rdb, err := Connect(load(t, "redis: {address: 'r.example:1', tls: {enabled: true}}\n"))
+	require.NoError(t, err)
+	defer func() { _ = rdb.Close() }()
+	require.Equal(t, "r.example", rdb.Options().TLSConfig.ServerName)
+	_, err = Connect(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: /nonexistent}}\n"))
+	require.ErrorContains(t, err, "/etc/c.yaml: redis.tls.ca_file: open /nonexistent: no such file or directory; name a readable PEM file")
+	junk := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(junk, []byte("x"), 0o600))
+	_, err = Connect(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: "+junk+"}}\n"))
+	require.ErrorContains(t, err, "it holds no certificate")
+}

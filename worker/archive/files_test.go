@@ -1,0 +1,456 @@
+package archive
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+)
+
+// shape is all that must come back of one file.
+type shape struct {
+	Kind, Mode, Content, Target, Time string
+	UID, GID                          uint32
+	Xattrs                            map[string]string
+	First                             string // the first name of the same inode
+}
+
+// shapes describes a tree by relative path; data larger than 64 MiB is left unread.
+func shapes(t *testing.T, root string) map[string]shape {
+	t.Helper()
+	out := map[string]shape{}
+	first := map[uint64]string{}
+	require.NoError(t, filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		rel, _ := filepath.Rel(root, p)
+		var st unix.Stat_t
+		require.NoError(t, unix.Lstat(p, &st))
+		s := shape{Kind: fmt.Sprintf("%o", st.Mode&unix.S_IFMT), Mode: fmt.Sprintf("%o", st.Mode&07777), UID: st.Uid, GID: st.Gid, Time: modTime(&st).UTC().String()}
+		link := st.Mode&unix.S_IFMT == unix.S_IFLNK
+		s.Xattrs, _, err = readXattrs(p, link)
+		require.NoError(t, err)
+		switch {
+		case link:
+			s.Target, err = os.Readlink(p)
+			require.NoError(t, err)
+		case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size < 64<<20:
+			b, err := os.ReadFile(p)
+			require.NoError(t, err)
+			sum := sha256.Sum256(b)
+			s.Content = fmt.Sprint(len(b), " ", hex.EncodeToString(sum[:]))
+		case st.Mode&unix.S_IFMT == unix.S_IFREG:
+			s.Content = fmt.Sprint(st.Size)
+		}
+		if st.Nlink > 1 && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			if first[st.Ino] == "" {
+				first[st.Ino] = rel
+			}
+			s.First = first[st.Ino]
+		}
+		out[rel] = s
+		return nil
+	}))
+	return out
+}
+
+func write(t *testing.T, path string, data []byte, mode uint32) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0755))
+	require.NoError(t, os.WriteFile(path, data, 0600))
+	require.NoError(t, unix.Chmod(path, mode))
+}
+
+func setTime(t *testing.T, path string, sec, ns int64) {
+	t.Helper()
+	require.NoError(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{{Sec: 5}, {Sec: sec, Nsec: ns}}, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// acl is a POSIX ACL: user::rw-, user:1234:r--, group::r--, mask::r--, other::---.
+var acl = []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0xd2, 4, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255}
+
+// sparseFile writes data at the offsets of a file with holes, the last one at its end.
+func sparseFile(t *testing.T, path string, size int64, at ...int64) {
+	t.Helper()
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	defer f.Close()
+	for _, o := range at {
+		_, err := f.WriteAt(noise(5000), o)
+		require.NoError(t, err)
+	}
+	require.NoError(t, f.Truncate(size))
+}
+
+// nastyTree makes a tree with one of everything.
+func nastyTree(t *testing.T, root string) {
+	t.Helper()
+	for _, d := range []string{"empty-dir", "sticky", "sub/deeper", "locked", "z"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, d), 0755))
+	}
+	write(t, root+"/plain", []byte("hello\n"), 0644)
+	write(t, root+"/empty", nil, 0600)
+	write(t, root+"/setuid", []byte("x"), 06755)
+	write(t, root+"/none", []byte("no rights"), 0)
+	write(t, root+"/large-text", text100(3<<20), 0640)
+	write(t, root+"/large-noise", noise(3<<20+17), 0640)
+	write(t, root+"/sub/deeper/edge", noise(smallEntry), 0644)
+	write(t, root+"/sub/deeper/edge+1", noise(smallEntry+1), 0644)
+	write(t, root+"/caf\xe9", []byte("latin"), 0644)
+	write(t, root+"/grün", []byte("utf8"), 0644)
+	write(t, root+"/new\nline", []byte("nl"), 0644)
+	write(t, root+"/-dash", []byte("dash"), 0644)
+	write(t, root+"/"+strings.Repeat("n", 255), []byte("long"), 0644)
+	write(t, root+"/d\xe9p/"+strings.Repeat("\xfe", 200), []byte("long latin"), 0644)
+	require.NoError(t, os.Symlink("plain", root+"/link"))
+	require.NoError(t, os.Symlink("/nowhere/\xe9", root+"/dangling"))
+	require.NoError(t, os.Symlink("..", root+"/up"))
+	require.NoError(t, os.Link(root+"/large-noise", root+"/sub/hard-large"))
+	require.NoError(t, os.Link(root+"/plain", root+"/z/hard-plain"))
+	require.NoError(t, os.Link(root+"/caf\xe9", root+"/z/hard-\xe9"))
+	sparseFile(t, root+"/sparse", 10<<20, 0, 4<<20)
+	sparseFile(t, root+"/sparse-end", 8<<20, 0, 8<<20-5000)
+	sparseFile(t, root+"/sparse-\xe9", 1<<20, 1<<19)
+	sparseFile(t, root+"/all-hole", 5<<20)
+	sparseFile(t, root+"/terabyte", 1<<40, 1<<30, 1<<39)
+	require.NoError(t, unix.Mkfifo(root+"/pipe", 0600))
+	require.NoError(t, unix.Mknod(root+"/device", unix.S_IFCHR|0600, int(unix.Mkdev(1, 3))))
+	require.NoError(t, unix.Mknod(root+"/socket", unix.S_IFSOCK|0600, 0))
+	require.NoError(t, unix.Setxattr(root+"/plain", "user.note", []byte("a\x00b=c\n"), 0))
+	require.NoError(t, unix.Setxattr(root+"/plain", "user.ü %=", []byte("odd name"), 0))
+	require.NoError(t, unix.Setxattr(root+"/large-text", "user.big", noise(2000), 0))
+	require.NoError(t, unix.Setxattr(root+"/large-text", "system.posix_acl_access", acl, 0))
+	require.NoError(t, unix.Setxattr(root+"/sub", "user.dir", []byte("1"), 0))
+	require.NoError(t, unix.Setxattr(root+"/sub", "system.posix_acl_default", acl, 0))
+	require.NoError(t, unix.Lsetxattr(root+"/link", "trusted.link", []byte("2"), 0))
+	require.NoError(t, os.Lchown(root+"/large-text", 1234, 3000000))
+	require.NoError(t, os.Lchown(root+"/link", 77, 88))
+	require.NoError(t, os.Lchown(root+"/sub", 99, 98))
+	require.NoError(t, unix.Chmod(root+"/sticky", 01777))
+	setTime(t, root+"/plain", 1600000000, 123456789)
+	setTime(t, root+"/empty", -1000, 0)
+	setTime(t, root+"/none", -1000, 5)
+	setTime(t, root+"/link", 1500000000, 987654321)
+	setTime(t, root+"/sub", 1400000000, 1)
+	require.NoError(t, unix.Chmod(root+"/locked", 0500))
+	setTime(t, root+"/locked", 1300000000, 2)
+	setTime(t, root, 1200000000, 3)
+}
+
+// backup stores files and gives the archive's path and the manifest's part.
+func backup(t *testing.T, o FilesOptions) (string, *set.Files, stage.Findings) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "files.tar.gz")
+	w, err := Create(path, Options{})
+	require.NoError(t, err)
+	files := &set.Files{}
+	found, err := AddFiles(context.Background(), w, o, stage.NoProgress{}, func(f set.File) error {
+		files.Entries = append(files.Entries, f)
+		return nil
+	})
+	require.NoError(t, err)
+	_, err = w.Finish()
+	require.NoError(t, err)
+	return path, files, found
+}
+
+// each reads an archive to its end.
+func each(t *testing.T, path string, use func(h *Header, r io.Reader)) {
+	t.Helper()
+	r, err := Open(path)
+	require.NoError(t, err)
+	defer r.Close()
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		require.NoError(t, err)
+		use(h, r)
+	}
+	_, err = r.Finish()
+	require.NoError(t, err)
+}
+
+func verify(t *testing.T, path string, files *set.Files) []set.Damage {
+	t.Helper()
+	var found []set.Damage
+	v := NewVerifier(files, func(d set.Damage) { found = append(found, d) })
+	each(t, path, func(h *Header, r io.Reader) { require.NoError(t, v.Entry(h, r)) })
+	require.NoError(t, v.Finish())
+	return found
+}
+
+func extract(t *testing.T, path string) (string, stage.Findings) {
+	t.Helper()
+	dir := t.TempDir()
+	x, err := NewExtractor(dir, ExtractOptions{})
+	require.NoError(t, err)
+	check := NewChecker()
+	each(t, path, func(h *Header, r io.Reader) {
+		require.NoError(t, check.Check(h))
+		require.NoError(t, x.Entry(h, r))
+	})
+	found, err := x.Finish()
+	require.NoError(t, err)
+	return dir, found
+}
+
+func names(files *set.Files) []string {
+	var out []string
+	for _, f := range files.Entries {
+		out = append(out, f.Path)
+	}
+	return out
+}
+
+func TestEverythingComesBack(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "app")
+	nastyTree(t, root)
+	path, files, found := backup(t, FilesOptions{Paths: []string{root}})
+	require.Empty(t, found.Warnings)
+	require.Len(t, found.Notes, 2)
+	require.Contains(t, strings.Join(found.Notes, "\n"), "devices left out: 1")
+	require.Contains(t, strings.Join(found.Notes, "\n"), "sockets and pipes left out: 2")
+	require.Empty(t, verify(t, path, files))
+	st, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Less(t, st.Size(), int64(8<<20))
+
+	for _, n := range []string{"pipe", "device", "socket"} {
+		require.NoError(t, os.Remove(filepath.Join(root, n)))
+	}
+	setTime(t, root, 1200000000, 3)
+	want := shapes(t, root)
+	require.Len(t, files.Entries, len(want))
+
+	dir, found := extract(t, path)
+	require.Empty(t, found.Warnings)
+	require.Empty(t, found.Notes)
+	require.Equal(t, want, shapes(t, dir+"/files"+root))
+	sparseToo(t, root, dir+"/files"+root)
+
+	run(t, "gzip", "-t", path)
+	gnu := t.TempDir()
+	run(t, "tar", "-xzf", path, "-C", gnu, "-p", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--warning=no-timestamp")
+	got := shapes(t, gnu+"/files"+root)
+	for name, s := range want {
+		g := got[name]
+		if s.Xattrs["trusted.link"] != "" || strings.Contains(fmt.Sprint(s.Xattrs), "odd name") {
+			s.Xattrs, g.Xattrs = nil, nil // GNU tar 1.34 sets none on links, and not odd names
+		}
+		require.Equal(t, s, g, "GNU tar: %q", name)
+	}
+	sparseToo(t, root, gnu+"/files"+root)
+
+	bsd := t.TempDir()
+	run(t, "bsdtar", "-xzf", path, "-C", bsd, "--exclude", "*terabyte", "--no-xattrs")
+	for name, s := range shapes(t, bsd+"/files"+root) {
+		require.Equal(t, want[name].Content, s.Content, "bsdtar: %q", name)
+		require.Equal(t, want[name].Target, s.Target, "bsdtar: %q", name)
+	}
+}
+
+// sparseToo compares how much disk the sparse files take, and the data of the huge one.
+func sparseToo(t *testing.T, a, b string) {
+	t.Helper()
+	for _, name := range []string{"sparse", "sparse-end", "sparse-\xe9", "all-hole", "terabyte"} {
+		var x, y unix.Stat_t
+		require.NoError(t, unix.Stat(a+"/"+name, &x))
+		require.NoError(t, unix.Stat(b+"/"+name, &y))
+		require.Equal(t, x.Size, y.Size)
+		require.InDelta(t, x.Blocks, y.Blocks, 16, name)
+	}
+	for _, at := range []int64{1 << 30, 1 << 39} {
+		var p, q [5000]byte
+		for _, x := range []struct {
+			root string
+			b    []byte
+		}{{a, p[:]}, {b, q[:]}} {
+			f, err := os.Open(x.root + "/terabyte")
+			require.NoError(t, err)
+			_, err = f.ReadAt(x.b, at)
+			require.NoError(t, err)
+			f.Close()
+		}
+		require.Equal(t, p, q)
+	}
+}
+
+func TestHashIsThatOfTheFile(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "app")
+	nastyTree(t, root)
+	_, files, _ := backup(t, FilesOptions{Paths: []string{root}})
+	for _, f := range files.Entries {
+		path, err := bytesOf(f.Path, f.PathBytes)
+		require.NoError(t, err)
+		if f.Kind != "file" || strings.HasSuffix(path, "terabyte") {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		sum := sha256.Sum256(b)
+		require.Equal(t, hex.EncodeToString(sum[:]), f.SHA256, path)
+		require.Equal(t, int64(len(b)), f.Size)
+		require.Empty(t, f.SHA256Of)
+	}
+}
+
+func TestVerifierFindsEveryDifference(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "app")
+	nastyTree(t, root)
+	path, files, _ := backup(t, FilesOptions{Paths: []string{root}})
+	find := func(name string) *set.File {
+		for i := range files.Entries {
+			if strings.HasSuffix(files.Entries[i].Path, "/"+name) {
+				return &files.Entries[i]
+			}
+		}
+		t.Fatal(name)
+		return nil
+	}
+	for what, change := range map[string]func(){
+		"size":    func() { find("plain").Size++ },
+		"SHA-256": func() { find("large-text").SHA256 = strings.Repeat("0", 64) },
+		"content": func() { find("terabyte").SHA256 = strings.Repeat("0", 64) },
+		"mode":    func() { find("empty").Mode = "0644" },
+		"owner":   func() { find("sub").UID++ },
+		"group":   func() { find("link").GID++ },
+		"time":    func() { find("plain").ModTime = find("plain").ModTime.Add(1) },
+		"target":  func() { find("link").Target = "x" },
+		"kind":    func() { find("empty-dir").Kind = "file" },
+		"missing": func() { files.Entries = append(files.Entries, set.File{Path: root + "/none-such", Kind: "dir"}) },
+		"not in the manifest": func() {
+			files.Entries = append([]set.File{}, files.Entries[1:]...)
+		},
+	} {
+		was := append([]set.File{}, files.Entries...)
+		change()
+		found := verify(t, path, files)
+		require.NotEmpty(t, found, what)
+		require.Contains(t, found[0].Problem, what)
+		files.Entries = was
+	}
+	require.Empty(t, verify(t, path, files))
+}
+
+func TestUnreadable(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "app")
+	write(t, root+"/a", []byte("a"), 0600)
+	write(t, root+"/b/c", noise(200000), 0644)
+	write(t, root+"/d", noise(200000), 0600)
+	write(t, root+"/e", []byte("e"), 0644)
+	require.NoError(t, os.Chmod(root+"/b", 0700))
+	asUser(t, "TestUnreadableAsUser", root)
+}
+
+func TestUnreadableAsUser(t *testing.T) {
+	root := os.Getenv(childRoot)
+	if root == "" {
+		return
+	}
+	_, err := AddFiles(context.Background(), mustCreate(t), FilesOptions{Paths: []string{root}}, nil, func(set.File) error { return nil })
+	require.True(t, stage.IsPermanent(err))
+	require.ErrorContains(t, err, root+"/a")
+	require.ErrorContains(t, err, "allow_unreadable")
+
+	path, files, found := backup(t, FilesOptions{Paths: []string{root}, AllowUnreadable: true})
+	require.Len(t, found.Warnings, 1)
+	for _, name := range []string{"/a", "/b", "/d"} {
+		require.Contains(t, found.Warnings[0], root+name)
+	}
+	require.Equal(t, []string{root, root + "/a", root + "/b", root + "/d", root + "/e"}, names(files))
+	require.Equal(t, unreadable, files.Entries[1].Changed)
+	require.Equal(t, unreadable, files.Entries[2].Changed)
+	require.Empty(t, files.Entries[3].SHA256)
+	require.Empty(t, verify(t, path, files))
+}
+
+// Nobody restores what root has stored: owners, setuid and trusted attributes can't be
+// kept, which is a note, and the contents are all there.
+func TestRestoreAsUser(t *testing.T) {
+	if root := os.Getenv(childRoot); root != "" {
+		dir, found := extract(t, root+"/a.tar.gz")
+		require.Empty(t, found.Warnings)
+		require.Contains(t, strings.Join(found.Notes, "\n"), "owners not kept")
+		require.Contains(t, strings.Join(found.Notes, "\n"), "setuid")
+		require.Equal(t, "x", string(must(os.ReadFile(dir+"/files"+root+"/app/setuid"))))
+		st, err := os.Stat(dir + "/files" + root + "/app/setuid")
+		require.NoError(t, err)
+		require.Zero(t, st.Mode()&os.ModeSetuid)
+		run(t, "chmod", "-R", "u+rwx", dir)
+		return
+	}
+	dir := t.TempDir()
+	nastyTree(t, dir+"/app")
+	path, _, _ := backup(t, FilesOptions{Paths: []string{dir + "/app"}})
+	require.NoError(t, os.WriteFile(dir+"/a.tar.gz", must(os.ReadFile(path)), 0644))
+	asUser(t, "TestRestoreAsUser", dir)
+}
+
+// A view of the kernel is not entered.
+func TestPseudoFileSystem(t *testing.T) {
+	_, files, found := backup(t, FilesOptions{Paths: []string{"/proc"}})
+	require.Len(t, files.Entries, 1)
+	require.Len(t, found.Notes, 1)
+}
+
+func mustCreate(t *testing.T) *Writer {
+	t.Helper()
+	w, err := Create(filepath.Join(t.TempDir(), "x.tar.gz"), Options{})
+	require.NoError(t, err)
+	t.Cleanup(w.Abort)
+	return w
+}
+
+func TestManySmallFilesAndDeepTree(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "app")
+	for d := range 20 {
+		dir := fmt.Sprintf("%s/many/%02d", root, d)
+		require.NoError(t, os.MkdirAll(dir, 0755))
+		for i := range 250 {
+			require.NoError(t, os.WriteFile(fmt.Sprintf("%s/%d", dir, i), []byte(fmt.Sprint(d, i)), 0644))
+		}
+	}
+	// Far deeper than PATH_MAX, with a file on each level that sorts after the directory.
+	at, err := os.Open(root)
+	require.NoError(t, err)
+	const levels = 300
+	for i := range levels {
+		name := "d" + strings.Repeat("x", 30)
+		require.NoError(t, unix.Mkdirat(int(at.Fd()), name, 0755))
+		next, err := openDirAt(int(at.Fd()), name)
+		require.NoError(t, err)
+		fd, err := unix.Openat(int(next.Fd()), "z", unix.O_CREAT|unix.O_WRONLY, 0644)
+		require.NoError(t, err)
+		_, err = unix.Write(fd, []byte(fmt.Sprint(i)))
+		require.NoError(t, err)
+		unix.Close(fd)
+		at.Close()
+		at = next
+	}
+	at.Close()
+	path, files, found := backup(t, FilesOptions{Paths: []string{root}})
+	require.Empty(t, found.Warnings)
+	require.Len(t, files.Entries, 2+20*251+2*levels)
+	require.Empty(t, verify(t, path, files))
+	dir, _ := extract(t, path)
+	again, files2, _ := backup(t, FilesOptions{Paths: []string{dir + "/files" + root}})
+	require.Len(t, files2.Entries, len(files.Entries))
+	for i := range files.Entries {
+		require.Equal(t, files.Entries[i].SHA256, files2.Entries[i].SHA256)
+		require.Equal(t, files.Entries[i].ModTime, files2.Entries[i].ModTime)
+	}
+	require.Empty(t, verify(t, again, files2))
+}

@@ -1,0 +1,311 @@
+package dump
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+
+	"github.com/stretchr/testify/require"
+)
+
+var noon = time.Date(2021, 9, 23, 20, 27, 41, 0, time.UTC)
+
+func newDirectory(t *testing.T) *Directory {
+	d := &Directory{Dump: t.TempDir(), Temp: t.TempDir(), Instance: "catalog", Node: "node1"}
+	return d
+}
+
+func runID(name string) string { return run.NewID(noon, []byte(name+"-----")) }
+
+func mode(t *testing.T, path string) os.FileMode {
+	fi, err := os.Lstat(path)
+	require.NoError(t, err)
+	return fi.Mode().Perm()
+}
+
+func TestReserveTakesTheFirstFreeMinute(t *testing.T) {
+	d := newDirectory(t)
+	a, err := d.Reserve(runID("a"), "10.0.0.147420", noon)
+	require.NoError(t, err)
+	require.Equal(t, set.ID("202109232027_10-0-0-147420"), a.Set)
+	require.Equal(t, os.FileMode(0o600), mode(t, d.intentPath(runID("a"))))
+	again, err := d.Reserve(runID("a"), "10.0.0.147420", noon.Add(time.Hour))
+	require.NoError(t, err)
+	require.Equal(t, a.Set, again.Set, "a second attempt gets the same id")
+	b, err := d.Reserve(runID("b"), "10.0.0.147420", noon)
+	require.NoError(t, err)
+	require.Equal(t, set.ID("202109232028_10-0-0-147420"), b.Set, "another run's id is taken")
+	require.NoError(t, os.WriteFile(filepath.Join(d.Dump, "202109232029_10-0-0-147420_alation_eb_backup.tar.gz"), nil, 0o600))
+	c, err := d.Reserve(runID("c"), "10.0.0.147420", noon)
+	require.NoError(t, err)
+	require.Equal(t, set.ID("202109232030_10-0-0-147420"), c.Set, "a foreign file's name is taken")
+}
+
+func TestReserveIsLaterThanTheNewestSetThoughTheClockWentBack(t *testing.T) {
+	d := newDirectory(t)
+	writeManifest(t, d, "203001010000_1-1", "catalog", runID("old"))
+	writeManifest(t, d, "204001010000_1-1", "another", runID("other"))
+	a, err := d.Reserve(runID("a"), "1.1", noon)
+	require.NoError(t, err)
+	require.Equal(t, set.ID("203001010001_1-1"), a.Set)
+}
+
+func writeManifest(t *testing.T, d *Directory, id set.ID, instance, runID string) {
+	b, err := json.Marshal(set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Instance: instance, Run: runID,
+		Archives: []set.Archive{{Kind: set.MainArchive, Name: id.MainName()}}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(d.Dump, id.ManifestName()), b, 0o600))
+}
+
+// parts writes the parts of a set as the archive stage does.
+func parts(t *testing.T, d *Directory, runID string, fence int64) (Intent, []CommitFile) {
+	in, err := d.Reserve(runID, "1.1", noon)
+	require.NoError(t, err)
+	write := func(final string, content []byte) CommitFile {
+		part := set.PartName(final, runID, fence)
+		require.NoError(t, os.WriteFile(filepath.Join(d.Dump, part), content, 0o600))
+		sum := sha256.Sum256(content)
+		return CommitFile{Part: part, Final: final, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
+	}
+	m, err := json.Marshal(set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(in.Set), Instance: "catalog", Run: runID,
+		Archives: []set.Archive{{Kind: set.MainArchive, Name: in.Set.MainName()}, {Kind: set.EventBusArchive, Name: in.Set.EventBusName()}}})
+	require.NoError(t, err)
+	return in, []CommitFile{write(in.Set.MainName(), []byte("main")), write(in.Set.EventBusName(), []byte("events")), write(in.Set.ManifestName(), m)}
+}
+
+func yes() error { return nil }
+
+func TestCommit(t *testing.T) {
+	d := newDirectory(t)
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	in, files := parts(t, d, runID("a"), 3)
+	require.NoError(t, d.Commit(runID("a"), files, yes))
+	for _, f := range files {
+		require.FileExists(t, filepath.Join(d.Dump, f.Final))
+		require.NoFileExists(t, filepath.Join(d.Dump, f.Part))
+	}
+	in, err := d.ReadIntent(in.Run)
+	require.NoError(t, err)
+	require.True(t, d.Committed(in))
+	stands, err := d.Clean(context.Background(), runID("a"), true)
+	require.NoError(t, err)
+	require.True(t, stands)
+	requireOnly(t, d, in.Set.MainName(), in.Set.EventBusName(), in.Set.ManifestName())
+}
+
+func requireOnly(t *testing.T, d *Directory, names ...string) {
+	t.Helper()
+	have := []string{}
+	for _, dir := range []string{d.Dump, d.Temp} {
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		for _, e := range entries {
+			if e.Name() != lockName {
+				have = append(have, e.Name())
+			}
+		}
+	}
+	require.ElementsMatch(t, names, have)
+}
+
+func TestCommitThatMayNotGoOnChangesNothing(t *testing.T) {
+	d := newDirectory(t)
+	_, files := parts(t, d, runID("a"), 1)
+	require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrCancel }), run.ErrCancel)
+	for _, f := range files {
+		require.NoFileExists(t, filepath.Join(d.Dump, f.Final))
+	}
+	stands, err := d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d)
+}
+
+// A kill between any two renames: the next worker finishes the commit, or takes
+// it back, as it is told to.
+func TestCommitCutShort(t *testing.T) {
+	for cut := 0; cut <= 3; cut++ {
+		for _, forward := range []bool{true, false} {
+			d := newDirectory(t)
+			_, files := parts(t, d, runID("a"), 1)
+			require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrFenced }), run.ErrFenced) // the intent is written
+			for _, f := range files[:cut] {
+				require.NoError(t, os.Rename(filepath.Join(d.Dump, f.Part), filepath.Join(d.Dump, f.Final)))
+			}
+			stands, err := d.Clean(context.Background(), runID("a"), forward)
+			require.NoError(t, err)
+			require.Equal(t, forward || cut == 3, stands, "cut %d forward %v", cut, forward)
+			if stands {
+				requireOnly(t, d, files[0].Final, files[1].Final, files[2].Final)
+			} else {
+				requireOnly(t, d)
+			}
+		}
+	}
+}
+
+func TestCommitCutShortWithDamageIsTakenBack(t *testing.T) {
+	for damaged := range 3 {
+		d := newDirectory(t)
+		_, files := parts(t, d, runID("a"), 1)
+		require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrFenced }), run.ErrFenced)
+		require.NoError(t, os.Rename(filepath.Join(d.Dump, files[0].Part), filepath.Join(d.Dump, files[0].Final)))
+		name := files[damaged].Part
+		if damaged == 0 {
+			name = files[0].Final
+		}
+		f, err := os.OpenFile(filepath.Join(d.Dump, name), os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte("X"), 1)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		stands, err := d.Clean(context.Background(), runID("a"), true)
+		require.NoError(t, err)
+		require.False(t, stands)
+		requireOnly(t, d)
+	}
+}
+
+func TestCommitNeverReplacesAFile(t *testing.T) {
+	d := newDirectory(t)
+	in, files := parts(t, d, runID("a"), 1)
+	planted := filepath.Join(d.Dump, in.Set.EventBusName())
+	require.NoError(t, os.WriteFile(planted, []byte("somebody else's"), 0o644))
+	require.ErrorIs(t, d.Commit(runID("a"), files, yes), ErrTaken)
+	_, err := d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	requireOnly(t, d, in.Set.EventBusName())
+	b, err := os.ReadFile(planted)
+	require.NoError(t, err)
+	require.Equal(t, "somebody else's", string(b))
+}
+
+func TestPostgresStaging(t *testing.T) {
+	d := newDirectory(t)
+	path, err := d.PostgresStaging(runID("a"), 1)
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(d.Dump, "pgbackrest"), path)
+	require.Equal(t, os.FileMode(0o700), mode(t, path))
+	require.NoError(t, os.WriteFile(filepath.Join(path, "half"), nil, 0o600))
+	path, err = d.PostgresStaging(runID("a"), 2) // the next attempt has it fresh
+	require.NoError(t, err)
+	require.NoFileExists(t, filepath.Join(path, "half"))
+	_, err = d.PostgresStaging(runID("b"), 1)
+	require.ErrorContains(t, err, runID("a"))
+	require.False(t, stage.IsPermanent(err), "a worker will remove it")
+	_, err = d.Clean(context.Background(), runID("b"), false)
+	require.NoError(t, err)
+	require.DirExists(t, path, "another run's cleanup does not touch it")
+	_, err = d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	requireOnly(t, d)
+}
+
+func TestForeignStagingIsRefusedAndStays(t *testing.T) {
+	for name, plant := range map[string]func(string) error{
+		"directory":      func(p string) error { return os.Mkdir(p, 0o755) },
+		"file":           func(p string) error { return os.WriteFile(p, nil, 0o644) },
+		"link":           func(p string) error { return os.Symlink("/etc", p) },
+		"damaged marker": func(p string) error { _ = os.Mkdir(p, 0o755); return os.WriteFile(p+"/"+ownerName, []byte("{"), 0o644) },
+	} {
+		d := newDirectory(t)
+		require.NoError(t, plant(filepath.Join(d.Dump, "pgbackrest")))
+		for _, err := range []error{d.Check(runID("a")), second(d.PostgresStaging(runID("a"), 1))} {
+			require.ErrorContains(t, err, "move it away", name)
+			require.True(t, stage.IsPermanent(err))
+		}
+		left, err := d.Leftovers()
+		require.NoError(t, err)
+		require.Empty(t, left)
+		_, err = d.Clean(context.Background(), runID("a"), true)
+		require.NoError(t, err)
+		requireOnly(t, d, "pgbackrest")
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestLock(t *testing.T) {
+	d := newDirectory(t)
+	_, err := d.Lock(runID("a"), false)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	l, err := d.Lock(runID("a"), true)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), mode(t, d.RunDir(runID("a"))))
+	_, err = d.Lock(runID("a"), true)
+	require.ErrorIs(t, err, ErrHeld)
+	require.True(t, l.Holds())
+	require.NoError(t, os.RemoveAll(d.RunDir(runID("a"))))
+	require.False(t, l.Holds())
+	other, err := d.Lock(runID("a"), true)
+	require.NoError(t, err)
+	require.False(t, l.Holds(), "the directory of that name is another one")
+	other.Release()
+	l.Release()
+	_, err = d.Lock("../x", true)
+	require.Error(t, err)
+}
+
+func TestLeftoversAreOnlyOurs(t *testing.T) {
+	d := newDirectory(t)
+	_, err := d.Reserve(runID("a"), "1.1", noon)
+	require.NoError(t, err)
+	l, err := d.Lock(runID("b"), true)
+	require.NoError(t, err)
+	l.Release()
+	other := *d
+	other.Instance = "another"
+	_, err = other.Reserve(runID("c"), "1.1", noon)
+	require.NoError(t, err)
+	require.NoError(t, os.Mkdir(filepath.Join(d.Temp, runID("d")), 0o755)) // no marker: not ours
+	require.NoError(t, os.Mkdir(filepath.Join(d.Temp, "staged-by-the-catalog"), 0o755))
+	left, err := d.Leftovers()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{runID("a"), runID("b")}, left)
+}
+
+func TestCheckNamesWhatIsMissing(t *testing.T) {
+	d := newDirectory(t)
+	require.NoError(t, d.Check(runID("a")))
+	d.Dump = filepath.Join(d.Dump, "none")
+	err := d.Check(runID("a"))
+	require.ErrorContains(t, err, "alation.backup.data_dump_dir")
+	require.ErrorContains(t, err, "create it")
+	require.True(t, stage.IsPermanent(err))
+	d = newDirectory(t)
+	d.Temp = filepath.Join(d.Temp, "none")
+	_, err = d.Lock(runID("a"), true)
+	require.ErrorContains(t, err, "create it")
+}
+
+func TestEndLeftoversIsAskedForEveryNote(t *testing.T) {
+	d := newDirectory(t)
+	l, err := d.Lock(runID("a"), true)
+	require.NoError(t, err)
+	defer l.Release()
+	var seen []string
+	d.EndLeftover = func(_ context.Context, f string) error { seen = append(seen, filepath.Base(f)); return nil }
+	require.NoError(t, os.Mkdir(filepath.Join(d.RunDir(runID("a")), "postgres.1"), 0o700))
+	for _, n := range []string{"1.pid", "2.pid", "x"} {
+		require.NoError(t, os.WriteFile(filepath.Join(d.RunDir(runID("a")), "postgres.1", n), nil, 0o600))
+	}
+	require.NoError(t, d.EndLeftovers(context.Background(), runID("a")))
+	require.ElementsMatch(t, []string{"1.pid", "2.pid"}, seen)
+	d.EndLeftover = func(context.Context, string) error { return errors.New("it lives on") }
+	_, err = d.Clean(context.Background(), runID("a"), false)
+	require.ErrorContains(t, err, "it lives on")
+	require.DirExists(t, d.RunDir(runID("a")), "nothing is removed under a living process")
+}

@@ -1,0 +1,218 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"catalog-backup/shared/lab"
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+)
+
+// groupRunner runs a child in a process group of its own and ends the group
+// with ctx, as the keeper does.
+type groupRunner struct{}
+
+func (groupRunner) Run(ctx context.Context, c Command) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = c.Env, c.Dir, c.Stdout, c.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if c.Credential != nil {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.Credential.UID, Gid: c.Credential.GID, Groups: c.Credential.Groups}
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pgid := cmd.Process.Pid
+	cmd.Cancel = func() error { return syscall.Kill(-pgid, syscall.SIGKILL) }
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-pgid, syscall.SIGKILL) })
+	defer stop()
+	if c.PIDFile != "" {
+		_ = os.WriteFile(c.PIDFile, fmt.Append(nil, pgid), 0o600)
+	}
+	err := cmd.Wait()
+	_ = syscall.Kill(-pgid, syscall.SIGKILL)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", c.Path, context.Cause(ctx))
+	}
+	return err
+}
+
+// place is a directory that the account postgres may enter, gone after the test.
+func place(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pgb")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func newWork(t testing.TB) Work {
+	t.Helper()
+	dir := place(t)
+	w := Work{Repo: filepath.Join(dir, "dump", "pgbackrest"), Dir: filepath.Join(dir, "stage")}
+	require.NoError(t, os.MkdirAll(w.Repo, 0o700))
+	require.NoError(t, os.Chmod(filepath.Dir(w.Repo), 0o755))
+	require.NoError(t, os.Mkdir(w.Dir, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(w.Repo, ".owner"), []byte("ours"), 0o600))
+	return w
+}
+
+func options(p *lab.PG) Options {
+	return Options{DSN: p.DSN(), Runner: groupRunner{}, WatchInterval: 200 * time.Millisecond}
+}
+
+// backUp runs Preflight and Backup, which must both succeed.
+func backUp(t testing.TB, o Options, w Work) (*set.Postgres, stage.Findings) {
+	t.Helper()
+	f, found, err := Preflight(t.Context(), o, w)
+	require.NoError(t, err)
+	part, more, err := Backup(t.Context(), o, w, f, stage.NoProgress{})
+	require.NoError(t, err)
+	found.Join(more)
+	return part, found
+}
+
+// entry is one file of an archive.
+type entry struct {
+	name    string
+	content []byte
+}
+
+// entries gives a backup as an archive would hold it, in order.
+func entries(t testing.TB, w Work, part *set.Postgres) []entry {
+	t.Helper()
+	first, err := RepoFirst(w.RepoDir(), part.Label)
+	require.NoError(t, err)
+	var list []entry
+	for _, rel := range first {
+		content, err := os.ReadFile(filepath.Join(w.RepoDir(), rel))
+		require.NoError(t, err)
+		list = append(list, entry{set.PostgresRepo + rel, content})
+	}
+	add := func(root, prefix string, skip []string) {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			rel, _ := filepath.Rel(root, path)
+			if slices.Contains(skip, rel) {
+				return nil
+			}
+			require.True(t, d.Type().IsRegular(), "%s is no file", path)
+			content, err := os.ReadFile(path)
+			list = append(list, entry{prefix + rel, content})
+			return err
+		})
+		require.NoError(t, err)
+	}
+	add(w.RepoDir(), set.PostgresRepo, first)
+	if _, err := os.Stat(w.ConfigDir()); err == nil {
+		add(w.ConfigDir(), set.PostgresConfig, nil)
+	}
+	return list
+}
+
+// verify runs the Verifier over entries and gives what it found.
+func verify(t testing.TB, part *set.Postgres, list []entry) []set.Damage {
+	t.Helper()
+	var found []set.Damage
+	v := NewVerifier(part, func(d set.Damage) { found = append(found, d) })
+	for _, e := range list {
+		require.NoError(t, v.Entry(e.name, int64(len(e.content)), bytes.NewReader(e.content)))
+	}
+	require.NoError(t, v.Finish())
+	return found
+}
+
+// server is a restored server that runs.
+type server struct {
+	t      testing.TB
+	socket string
+	port   string
+	bin    string
+	data   string
+}
+
+// restore unpacks a backup into DIR, deletes all else, and restores it.
+func restore(t testing.TB, w Work, part *set.Postgres) (*Restored, string) {
+	t.Helper()
+	target := filepath.Join(place(t), "postgres")
+	require.NoError(t, os.Mkdir(target, 0o700))
+	r, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, ConfigFrom: w.ConfigDir(), Runner: groupRunner{}})
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(filepath.Dir(w.Dir)))
+	return r, target
+}
+
+// start runs the printed start command and waits until the server is promoted.
+func start(t testing.TB, r *Restored, port int) *server {
+	t.Helper()
+	bin, err := lab.PGBinDir()
+	require.NoError(t, err)
+	socket := filepath.Join(filepath.Dir(r.DataDir), "socket")
+	t.Cleanup(func() {
+		stop := strings.Replace(r.StartCommand, " -w start", " -m immediate -w stop", 1)
+		_ = exec.Command("sh", "-c", stop).Run()
+	})
+	out, err := exec.Command("sh", "-c", r.StartCommand).CombinedOutput()
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(filepath.Dir(r.DataDir), "server.log"))
+		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
+	}
+	s := &server{t: t, socket: socket, port: fmt.Sprint(port), bin: bin, data: r.DataDir}
+	require.Eventually(t, func() bool { return s.query("postgres", "select pg_is_in_recovery()") == "f" }, 20*time.Second, 50*time.Millisecond)
+	return s
+}
+
+func (s *server) query(db, sql string) string {
+	s.t.Helper()
+	cmd := exec.Command(filepath.Join(s.bin, "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", s.socket, "-p", s.port, "-U", "postgres", "-d", db, "-c", sql)
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "PGCLIENTENCODING=UTF8"}
+	out, err := cmd.CombinedOutput()
+	require.NoError(s.t, err, "%s", out)
+	return strings.TrimSpace(string(out))
+}
+
+// permanentWith asserts a permanent error that says these words in one line.
+func permanentWith(t testing.TB, err error, words ...string) {
+	t.Helper()
+	saysWith(t, err, words...)
+	require.True(t, stage.IsPermanent(err), "not permanent: %v", err)
+}
+
+func saysWith(t testing.TB, err error, words ...string) {
+	t.Helper()
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), "\n")
+	for _, w := range words {
+		require.Contains(t, err.Error(), w)
+	}
+}
+
+func noSlots(t testing.TB, p *lab.PG) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		n, err := p.Query("select count(*) from pg_replication_slots")
+		return err == nil && n == "0"
+	}, 2*time.Second, 20*time.Millisecond, "a replication slot is left")
+}
+
+var errTest = errors.New("test")
