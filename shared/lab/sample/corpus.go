@@ -146,16 +146,23 @@ func (c *Corpus) auditEvent(w *bytes.Buffer) {
 		[]string{"table", "column", "article", "query"}[c.r.IntN(4)], c.r.IntN(1e7), c.r.Uint64(), c.r.Uint64(), c.r.IntN(256), c.r.IntN(256), c.r.IntN(256), c.line())
 }
 
-// Event makes one JSON event of about n bytes.
+// Event makes one JSON event of lineage, of n bytes.
 func (c *Corpus) Event(n int) []byte {
 	var b bytes.Buffer
-	c.auditEvent(&b)
-	b.Truncate(b.Len() - 2) // reopen the note
-	for b.Len() < n-2 {
-		b.WriteByte(' ')
-		b.Write(c.line())
+	side := func(name string) {
+		fmt.Fprintf(&b, `, "%s": {"data_source_id": %d, "schema_name": "%s", "table_name": "%s", "object_type": "column", "object_id": %d}`, name, c.r.IntN(40), c.word(), c.ident(), c.r.IntN(1e7))
 	}
-	b.Truncate(min(b.Len(), n-2))
+	fmt.Fprintf(&b, `{"event_type": "lineage.%s", "event_version": 3, "actor": {"user_id": %d, "email": "user%d@example.com"}, "request_id": "%016x"`,
+		[]string{"create", "update", "delete"}[c.r.IntN(3)], c.r.IntN(4000), c.r.IntN(4000), c.r.Uint64())
+	for b.Len() < n-300 {
+		side("upstream_column")
+		side("downstream_column")
+	}
+	b.WriteString(`, "dataflow_content": "`)
+	for b.Len() < n-2 {
+		b.WriteString(c.ident() + ", ")
+	}
+	b.Truncate(n - 2)
 	b.WriteString(`"}`)
 	return b.Bytes()
 }

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -101,12 +100,15 @@ func (b *bench) busReader(title, how string, kafka *lab.Broker, topic string) *c
 		var s sample
 		before := treeCPU(kafka.PID())
 		cmd := command(self, how, strings.Join(kafka.Brokers, ","), topic, out)
-		if s.cpu, err = execute(ctx, cmd); err != nil {
+		done, peak := make(chan struct{}), make(<-chan int64)
+		s.cpu, err = executeWatched(ctx, cmd, func(pid int) { peak = watchMemory(pid, done) })
+		close(done)
+		if err != nil {
 			return s, err
 		}
 		s.cpu += treeCPU(kafka.PID()) - before
-		if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok && how == "dump" {
-			s.memory = usage.Maxrss << 10 // it has no children
+		if how == "dump" {
+			s.memory = <-peak
 		}
 		s.bytes, err = treeSize(out)
 		return s, err

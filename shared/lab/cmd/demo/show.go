@@ -251,19 +251,14 @@ func (d *demo) restore(ctx context.Context) error {
 
 // startRestored starts the restored PostgreSQL on a socket of its own.
 func (d *demo) startRestored(ctx context.Context) error {
-	sockets := d.path("restored-run")
-	if err := d.serverOwned(sockets); err != nil {
-		return err
-	}
-	if err := os.Chmod(sockets, 0o755); err != nil {
-		return err
-	}
-	d.restored = postgres{fmt.Sprintf("host=%s port=5432 user=postgres dbname=postgres", sockets), sockets, "5432", d.source.bin}
+	// Nothing but -D: that it then serves, on this socket alone, is part of the promise.
+	sockets := d.path("restored", "postgres", "socket")
+	d.restored = postgres{fmt.Sprintf("host=%s port=%s user=postgres dbname=postgres", sockets, d.source.port), sockets, d.source.port, d.source.bin}
 	cred, err := lab.PostgresUser()
 	if err != nil {
 		return err
 	}
-	args := []string{"-D", d.path("restored", "postgres", "data"), "-c", "port=5432", "-c", "listen_addresses=", "-c", "unix_socket_directories=" + sockets}
+	args := []string{"-D", d.path("restored", "postgres", "data")}
 	fmt.Printf("$ %s\n", shown("postgres", args))
 	cmd := exec.Command(filepath.Join(d.source.bin, "postgres"), args...)
 	cmd.Dir, cmd.Env = "/", environment()
