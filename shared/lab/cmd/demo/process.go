@@ -34,8 +34,8 @@ func environment() []string {
 
 // program gives a program of ours.
 func (d *demo) program(name string) string {
-	if name == "lab" {
-		return filepath.Join(d.top, ".cache", "lab", "lab")
+	if name == "lab" || name == "kfaked" {
+		return filepath.Join(d.top, ".cache", "lab", name)
 	}
 	return filepath.Join(d.top, "bin", name)
 }
@@ -67,6 +67,11 @@ func (d *demo) command(ctx context.Context, name string, args ...string) *exec.C
 	cmd.Env = environment()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit
+	if name == "lab" {
+		cmd.Env = append(cmd.Env, "LAB_KFAKED="+d.program("kfaked")) // built by .ci/demo
+		// Ctrl-C is for us: half started, it would leave its server behind.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	}
 	return cmd
 }
 
@@ -158,7 +163,6 @@ func (d *demo) start(ctx context.Context, kind, dir string, flags ...string) (ma
 		args = append(args, "-owner", fmt.Sprint(os.Getpid()))
 	}
 	d.servers = append(d.servers, dir)
-	// Not ended by Ctrl-C half way: lab would leave its server behind.
 	out, err := d.ask(context.WithoutCancel(ctx), "lab", args...)
 	if err != nil {
 		return nil, err
