@@ -1,9 +1,7 @@
 package eventbus
 
 import (
-	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -155,12 +153,12 @@ type segmentCheck struct {
 func (c *segmentCheck) run(in *tee, size int64) (problem, err error) {
 	c.last = -1
 	for c.pos < size {
-		raw, problem := c.next(in, size)
+		raw, problem := nextBatch(in, size-c.pos, &c.v.buf)
 		if in.err != nil {
 			return nil, in.err
 		}
 		if problem != nil {
-			return problem, nil
+			return fmt.Errorf("byte %d: %w", c.pos, problem), nil
 		}
 		b, perr := parseBatch(raw)
 		if perr != nil {
@@ -176,28 +174,6 @@ func (c *segmentCheck) run(in *tee, size int64) (problem, err error) {
 		return fmt.Errorf("it holds %d batches, %d records up to offset %d; the manifest says %d, %d, %d", c.batches, c.records, c.last, s.Batches, s.Records, s.Last), nil
 	}
 	return nil, nil
-}
-
-// next reads one batch. What it claims as its length is not believed beyond the
-// entry's size.
-func (c *segmentCheck) next(in io.Reader, size int64) ([]byte, error) {
-	var head [lengthEnd]byte
-	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return nil, fmt.Errorf("byte %d: it ends within a batch", c.pos)
-	}
-	n := int64(int32(binary.BigEndian.Uint32(head[8:]))) + lengthEnd
-	if n < batchHeader || n > size-c.pos {
-		return nil, fmt.Errorf("byte %d: batch length %d does not fit", c.pos, n)
-	}
-	buf := bytes.NewBuffer(c.v.buf[:0])
-	buf.Write(head[:])
-	if _, err := io.CopyN(buf, in, n-lengthEnd); err != nil {
-		return nil, fmt.Errorf("byte %d: it ends within a batch", c.pos)
-	}
-	if c.v.buf = buf.Bytes()[:0]; cap(c.v.buf) > 64<<20 {
-		c.v.buf = nil
-	}
-	return buf.Bytes(), nil
 }
 
 // batch checks one batch's place and records.
