@@ -52,6 +52,8 @@ func addDir(cmd *cobra.Command, dir *string) {
 	_ = cmd.MarkFlagDirname("dir")
 }
 
+var errInterrupted = errors.New("interrupted")
+
 // interruptible ends with SIGINT or SIGTERM; a second signal ends the program at once.
 func interruptible(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -61,7 +63,7 @@ func interruptible(ctx context.Context) (context.Context, func()) {
 		select {
 		case s := <-signals:
 			signal.Stop(signals)
-			cancel(fmt.Errorf("interrupted (%v)", s))
+			cancel(fmt.Errorf("%w (%v)", errInterrupted, s))
 		case <-ctx.Done():
 		}
 	}()
@@ -94,9 +96,11 @@ func coded(err error) error {
 	switch {
 	case err == nil, errors.As(err, &given):
 		return err
+	case errors.Is(err, errInterrupted):
+		return exit.With(exit.Cancelled, err)
 	case errors.As(err, &damaged):
 		return exit.With(exit.Damage, err)
-	case errors.Is(err, restore.ErrNotFound), errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, restore.ErrNotFound):
 		return exit.With(exit.NotFound, err)
 	case errors.Is(err, restore.ErrUsage):
 		return exit.With(exit.Usage, err)

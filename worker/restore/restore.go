@@ -178,8 +178,8 @@ func (j *job) write(ctx context.Context) error {
 	if err := os.RemoveAll(j.staging()); err != nil {
 		return fmt.Errorf("remove the staging: %w", err)
 	}
-	if err := set.SyncDir(j.o.Target); err != nil {
-		return err
+	if err := syncAll(j.o.Target); err != nil {
+		return fmt.Errorf("bring %s to the disk: %w", j.o.Target, err)
 	}
 	if j.o.Bus == nil {
 		return nil

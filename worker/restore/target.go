@@ -18,6 +18,8 @@ import (
 	"catalog-backup/worker/archive"
 	"catalog-backup/worker/eventbus"
 	"catalog-backup/worker/postgres"
+
+	"golang.org/x/sys/unix"
 )
 
 // check refuses what can be refused before the archives are read.
@@ -287,4 +289,14 @@ func (j *job) mkdir(dir string, mode os.FileMode) error {
 		return err
 	}
 	return os.Chmod(dir, mode)
+}
+
+// syncAll brings all of dir's file system to the disk.
+func syncAll(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
