@@ -215,7 +215,7 @@ func (j *job) postgres(ctx context.Context) error {
 		}
 	}
 	done, err := postgres.Restore(ctx, postgres.RestoreOptions{Part: j.s.Manifest.Postgres, Repo: filepath.Join(j.staging(), "repo"), Target: dir,
-		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Runner: j.o.Runner, Logf: j.o.Logf, Progress: j.o.Phase("postgres")})
+		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Runner: j.o.Runner, Progress: j.o.Phase("postgres")})
 	if err != nil {
 		return err
 	}
