@@ -87,7 +87,7 @@ func restoreSet(ctx context.Context, g *globals, what string, f *restoreFlags) e
 	}
 	show := newProgress(os.Stderr, g.json)
 	result, err := restore.Restore(ctx, s, restore.Options{Target: f.target, Only: f.only, Bus: bus, FinalRetention: f.finalRetention,
-		Runner: backup.NewRunner(nil, ""), Phase: show.phase, Now: time.Now})
+		Runner: backup.NewRunner(""), Phase: show.phase, Now: time.Now})
 	show.end()
 	var damaged *restore.DamagedError
 	errors.As(err, &damaged)

@@ -288,7 +288,7 @@ func TestRestoreRefusals(t *testing.T) {
 }
 
 func options(target string) Options {
-	return Options{Target: target, Runner: backup.NewRunner(nil, ""), PgBackRest: "pgbackrest"}
+	return Options{Target: target, Runner: backup.NewRunner(""), PgBackRest: "pgbackrest"}
 }
 
 // A set that would need more room than there is.
