@@ -21,7 +21,7 @@ import (
 )
 
 // MakeTree makes an application directory with what makes backups of files hard. Owners
-// other than ours, and files that only root can read, are there for root only.
+// other than ours, setuid, and files that only root can read, are there for root only.
 func MakeTree(root string) error {
 	t := &tree{root: root, r: rand.New(rand.NewPCG(1, 2))}
 	t.dir("media/deep/" + strings.Repeat("a-rather-long-directory-name/", 6))
@@ -38,11 +38,11 @@ func MakeTree(root string) error {
 	t.file("ünïcödé 目录 🗂", []byte("unicode"), 0o644)
 	t.file("-rf", []byte("an option?"), 0o644)
 	t.file(strings.Repeat("n", 255), []byte("longest name"), 0o644)
-	t.file("bin/tool", []byte("#!/bin/sh\n"), 0o4755)
-	t.file("bin/.hidden", []byte("hidden"), 0o7711)
+	t.file("bin/tool", []byte("#!/bin/sh\n"), 0o755)
+	t.file("bin/.hidden", []byte("hidden"), 0o1711)
 	t.file("left out.tmp", []byte("excluded by files.exclude"), 0o644)
 	t.dir("shared")
-	t.do(os.Chmod(t.path("shared"), 0o777|os.ModeSticky|os.ModeSetgid))
+	t.do(os.Chmod(t.path("shared"), 0o777|os.ModeSticky))
 	t.sparse("sparse.img", 64<<20)
 	t.do(os.Link(t.path("media/deep/picture.bin"), t.path("media/same picture.bin")))
 	t.do(os.Symlink("conf/00/settings-0.json", t.path("current")))
@@ -57,6 +57,9 @@ func MakeTree(root string) error {
 		t.do(os.Lchown(t.path("logs/query.log"), 12345, 54321))
 		t.do(os.Lchown(t.path("dangling"), 777, 888))
 		t.do(os.Lchown(t.path("shared"), 33, 33))
+		// A restore by anybody else takes these bits away.
+		t.file("bin/setuid", []byte("#!/bin/sh\n"), 0o6755)
+		t.do(os.Chmod(t.path("shared"), 0o777|os.ModeSticky|os.ModeSetgid))
 	}
 	t.times()
 	return t.err

@@ -71,6 +71,11 @@ func (d *demo) show(ctx context.Context) error {
 		}
 		fmt.Printf("   (%.1f s)\n", time.Since(at).Seconds())
 	}
+	if !d.keep {
+		if err := d.stop(); err != nil {
+			return err
+		}
+	}
 	return d.farewell()
 }
 
