@@ -67,7 +67,9 @@ func loadAndCompare(t *testing.T, e *set.EventBus, store *segmentStore, source, 
 	require.NoError(t, err)
 	rules := maps.Clone(want.Rules)
 	if isKafka(source) && !isKafka(target) { // kfake knows no rules on tokens and users
-		maps.DeleteFunc(rules, func(rule, _ string) bool { return strings.Contains(rule, "USER") || strings.Contains(rule, "DELEGATION_TOKEN") })
+		maps.DeleteFunc(rules, func(rule, _ string) bool {
+			return strings.Contains(rule, "USER") || strings.Contains(rule, "DELEGATION_TOKEN")
+		})
 		require.Len(t, got.Warnings, 2, "%v", got.Warnings)
 		require.ErrorContains(t, errors.New(strings.Join(got.Warnings, " ")), `DELEGATION_TOKEN "token" is not restored`)
 	} else {
@@ -144,15 +146,17 @@ func pickTopics(e *set.EventBus, topics ...string) *set.EventBus {
 	return &p
 }
 
-// kfakeSet is a set of a seeded kfake.
-func kfakeSet(t testing.TB, segmentBytes int) (*set.EventBus, *segmentStore) {
+// kfakeSet is a set of a seeded kfake, and what a consumer sees of it.
+func kfakeSet(t testing.TB, segmentBytes int) (*set.EventBus, *segmentStore, *sample.Bus) {
 	t.Helper()
 	b := lab.Kfake(t, lab.KfakeOptions{})
 	seedBus(t, b)
 	o := ours(b)
 	o.SegmentBytes = segmentBytes
 	e, store, _ := dumpOf(t, o)
-	return e, store
+	seen, err := sample.ReadBus(t.Context(), e, b.ClientOpts()...)
+	require.NoError(t, err)
+	return e, store, seen
 }
 
 // busState is all that a load could leave behind.

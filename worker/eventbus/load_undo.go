@@ -27,7 +27,8 @@ func (m *made) topic(name string) {
 	}
 }
 
-// undoLimit is how long a failed load may take to delete what it made.
+// undoLimit is how long a failed load may take to delete what it made, if the
+// budget is not less.
 const undoLimit = 30 * time.Second
 
 // undo deletes what this load made, also when ctx has ended, and adds to the
@@ -36,7 +37,7 @@ func (l *loader) undo(ctx context.Context, cause error) error {
 	if len(l.made.topics) == 0 {
 		return cause
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(undoLimit, l.o.Budget))
 	defer cancel()
 	var left []string
 	for _, step := range []struct {
