@@ -103,3 +103,17 @@ func clone(e *set.EventBus) (*set.EventBus, error) {
 	out := new(set.EventBus)
 	return out, json.Unmarshal(b, out)
 }
+
+// killing is a store that does something at the n-th segment opened.
+type killing struct {
+	*store
+	at, n int
+	kill  func()
+}
+
+func (k *killing) Open(entry string) (io.ReadCloser, error) {
+	if k.n++; k.n == k.at {
+		k.kill()
+	}
+	return k.store.Open(entry)
+}
