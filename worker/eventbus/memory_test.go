@@ -117,3 +117,9 @@ func (k *killing) Open(entry string) (io.ReadCloser, error) {
 	}
 	return k.store.Open(entry)
 }
+
+// How long and how often tests look for what a broker takes time to do.
+const (
+	eventually = 20 * time.Second
+	tick       = 50 * time.Millisecond
+)
