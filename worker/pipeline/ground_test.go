@@ -191,6 +191,7 @@ type ground struct {
 	store   *run.Store
 	opts    workerOptions
 	workers []*process
+	left    string // what clean last saw, for the message
 }
 
 func newGround(t *testing.T) *ground {
@@ -308,7 +309,7 @@ func (g *ground) eventually(limit time.Duration, what string, ok func() bool) {
 	deadline := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(deadline) {
-			g.t.Fatalf("not within %s: %s", limit, what)
+			g.t.Fatalf("not within %s: %s (%s)", limit, what, g.left)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -390,6 +391,9 @@ func (g *ground) clean(r run.Record) {
 					left = append(left, e.Name())
 				}
 			}
+		}
+		if len(left) > 0 {
+			g.left = strings.Join(left, " ")
 		}
 		return len(left) == 0
 	})
