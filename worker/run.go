@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"os/user"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
+	"catalog-backup/worker/archive"
 	"catalog-backup/worker/backup"
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/keeper"
@@ -81,7 +84,9 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := checkRedis(ctx, c, rdb, log); err != nil {
 		return err
 	}
-	lowerPriority(c, log)
+	if err := priority(c).Apply(); err != nil {
+		return fmt.Errorf("apply archive.nice and archive.io_class: %w", err)
+	}
 	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
 	if err := w.Start(ctx); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
@@ -179,6 +184,27 @@ func checkRedis(ctx context.Context, c *config.Config, rdb *redis.Client, log *l
 		log.Warn(w)
 	}
 	return nil
+}
+
+// priority is for this process and, since they inherit it, the tools it starts. The
+// embedded Redis runs already and keeps its own.
+func priority(c *config.Config) archive.Priority {
+	p := archive.Priority{Nice: c.Archive.Nice}
+	switch c.Archive.IOClass {
+	case "idle":
+		p.IOClass = archive.IOIdle
+	case "best-effort":
+		p.IOClass, p.IOLevel = archive.IOBestEffort, 4
+	}
+	return p
+}
+
+func groupID(name string) (int, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
 }
 
 func whoami(c *config.Config) run.Worker {

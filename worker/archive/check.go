@@ -7,8 +7,8 @@ import (
 
 // Checker finds, without writing anything, entries that an Extractor would refuse:
 // names that lead out, devices, links to outside, and files that lie below a
-// symbolic link or a file of the same archive. It remembers the names of symbolic
-// links and files that are parents of nothing good, not contents.
+// symbolic link of the same archive. It remembers the names of symbolic
+// links only.
 type Checker struct {
 	links map[string]bool // symbolic links, unless replaced later
 }
@@ -21,14 +21,15 @@ func (c *Checker) Check(h *Header) error {
 	if err := checkEntry(h); err != nil {
 		return err
 	}
-	if len(c.links) > 0 {
-		for i := range h.Name {
-			if h.Name[i] == '/' && c.links[h.Name[:i]] {
-				return fmt.Errorf("entry %s lies below the symbolic link %s", show(h.Name), show(h.Name[:i]))
-			}
-		}
-		if h.Kind == HardLink && c.links[h.Link] {
-			return fmt.Errorf("entry %s is a hard link to the symbolic link %s", show(h.Name), show(h.Link))
+	if link, ok := c.below(h.Name); ok {
+		return fmt.Errorf("entry %s lies below the symbolic link %s", show(h.Name), show(link))
+	}
+	if h.Kind == Dir && c.links[h.Name] {
+		return fmt.Errorf("entry %s is a directory in the place of a symbolic link", show(h.Name))
+	}
+	if h.Kind == HardLink {
+		if link, ok := c.below(h.Link + "/"); ok {
+			return fmt.Errorf("entry %s is a hard link to or below the symbolic link %s", show(h.Name), show(link))
 		}
 	}
 	if h.Kind == Symlink {
@@ -37,6 +38,19 @@ func (c *Checker) Check(h *Header) error {
 		delete(c.links, h.Name)
 	}
 	return nil
+}
+
+// below finds a symbolic link above name.
+func (c *Checker) below(name string) (string, bool) {
+	if len(c.links) == 0 {
+		return "", false
+	}
+	for i := 0; i < len(name); i++ {
+		if name[i] == '/' && c.links[name[:i]] {
+			return name[:i], true
+		}
+	}
+	return "", false
 }
 
 // checkEntry refuses an entry that is wrong whatever else the archive holds.

@@ -3,13 +3,9 @@ package archive
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
-	"os/user"
-	"strconv"
-	"strings"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +33,9 @@ func AddFiles(ctx context.Context, w *Writer, o FilesOptions, p stage.Progress, 
 	}
 	a := newAdder(w, p)
 	a.allowUnreadable = o.AllowUnreadable
-	a.record = record
+	if record != nil {
+		a.record = record
+	}
 	a.entry = func(n *node) string { return entryName(set.FilesPrefix, n.path) }
 	readers := o.Readers
 	if readers <= 0 {
@@ -146,8 +144,12 @@ func (a *adder) notSeen(ctx context.Context, n *node) error {
 	return a.notStored(n, unreadable)
 }
 
-// cannotRead fails, or warns where that is allowed.
+// cannotRead fails, or warns where that is allowed. What the machine lacks for the
+// moment is no fault of the file, and a retry may mend it.
 func (a *adder) cannotRead(n *node, err error) error {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("files: cannot read %s: %w", show(n.path), err)
+	}
 	if a.strict || !a.allowUnreadable {
 		return stage.Permanentf("files: cannot read %s: %w: give the worker the right to read it, exclude it, or set files.allow_unreadable", show(n.path), err)
 	}
@@ -348,7 +350,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 // readFault adds the remedy to an I/O error of a file's own.
 func (a *adder) readFault(n *node, err error) error {
 	var p *os.PathError
-	if asPath(err, &p) && p.Path == n.path {
+	if errors.As(err, &p) && p.Path == n.path {
 		return a.cannotRead(n, err)
 	}
 	return err
@@ -395,45 +397,4 @@ func (a *adder) remember(ctx context.Context, n *node, h *Header) error {
 		}
 	}
 	return nil
-}
-
-// file makes the record of a node.
-func (a *adder) file(n *node, kind, what string) set.File {
-	f := set.File{Kind: kind, ModTime: modTime(&n.st).UTC(), Mode: fmt.Sprintf("%04o", n.st.Mode&07777),
-		UID: int(n.st.Uid), GID: int(n.st.Gid), Changed: what}
-	f.Path, f.PathBytes = text(n.path)
-	return f
-}
-
-// text gives a name as UTF-8 and, where that loses something, its bytes in base64.
-func text(s string) (string, string) {
-	if utf8.ValidString(s) {
-		return s, ""
-	}
-	return strings.ToValidUTF8(s, "\uFFFD"), base64.StdEncoding.EncodeToString([]byte(s))
-}
-
-// owners are the names of users and groups, looked up once each.
-type owners struct{ users, groups map[uint32]string }
-
-func (o owners) user(id uint32) string {
-	name, ok := o.users[id]
-	if !ok {
-		if u, err := user.LookupId(strconv.Itoa(int(id))); err == nil {
-			name = u.Username
-		}
-		o.users[id] = name
-	}
-	return name
-}
-
-func (o owners) group(id uint32) string {
-	name, ok := o.groups[id]
-	if !ok {
-		if g, err := user.LookupGroupId(strconv.Itoa(int(id))); err == nil {
-			name = g.Name
-		}
-		o.groups[id] = name
-	}
-	return name
 }

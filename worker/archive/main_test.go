@@ -18,7 +18,11 @@ const childRoot = "ARCHIVE_TEST_ROOT"
 // once where childRoot is not set.
 func asUser(t *testing.T, test, root string) {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "test")
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		require.NoError(t, os.Chmod(d, 0755))
+	}
+	bin := filepath.Join(dir, "test")
 	require.NoError(t, os.WriteFile(bin, must(os.ReadFile(os.Args[0])), 0755))
 	require.NoError(t, os.Chmod(bin, 0755))
 	cmd := exec.Command(bin, "-test.run=^"+test+"$", "-test.v")

@@ -197,7 +197,6 @@ type smallFile struct {
 	left    int // attributes left out
 	changed string
 	err     error
-	read    chan struct{} // closed when the rest is valid
 }
 
 // readSmall reads a small file whole. buf has room for smallEntry bytes.
@@ -239,4 +238,9 @@ func readSmall(n *node, buf []byte) *smallFile {
 
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-func modTime(st *unix.Stat_t) time.Time { return time.Unix(st.Mtim.Sec, st.Mtim.Nsec) }
+// modTime is a file's time. Some file systems keep 64 bits of seconds, and JSON ends
+// with the year 9999, so what lies beyond is stored as the nearest time within.
+func modTime(st *unix.Stat_t) time.Time {
+	const year1, year9999 = -62135596800, 253402300799
+	return time.Unix(min(max(st.Mtim.Sec, year1), year9999), st.Mtim.Nsec)
+}

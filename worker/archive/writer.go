@@ -99,9 +99,14 @@ func Create(path string, o Options) (*Writer, error) {
 	}
 	if err := f.Chmod(0600); err != nil {
 		f.Close()
+		os.Remove(path)
 		return nil, writeFault("create", path, err)
 	}
-	return newWriter(f, path, 0, sha256.New(), o)
+	w, err := newWriter(f, path, 0, sha256.New(), o)
+	if err != nil {
+		os.Remove(path)
+	}
+	return w, err
 }
 
 // Resume goes on with an archive that Hold has handed on. What was written after

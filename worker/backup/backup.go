@@ -54,7 +54,7 @@ type handed struct {
 func (o Options) postgresOptions(pidDir string) postgres.Options {
 	p := o.Config.Postgres
 	return postgres.Options{DSN: dsn(p.DSN, p.Password), PgBackRest: p.PgBackRest, Processes: p.Processes, CompressType: p.CompressType,
-		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(o.Config, pidDir), Logf: o.Logf}
+		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(pidDir), Logf: o.Logf}
 }
 
 // dsn puts a password that is configured apart into the connection string.
@@ -99,16 +99,15 @@ func (o Options) archiveOptions() archive.Options {
 
 // Runner runs the tools of the postgres room under a keeper.
 type Runner struct {
-	Config *config.Config // for nice and I/O class; nil: as they are
 	// PIDDir is where each tool's group is noted for a successor, in a file of its
 	// own, since several run at once; "": nowhere.
 	PIDDir string
 	number *atomic.Int64
 }
 
-// NewRunner makes a Runner. Both arguments may be zero.
-func NewRunner(c *config.Config, pidDir string) Runner {
-	return Runner{Config: c, PIDDir: pidDir, number: &atomic.Int64{}}
+// NewRunner makes a Runner.
+func NewRunner(pidDir string) Runner {
+	return Runner{PIDDir: pidDir, number: &atomic.Int64{}}
 }
 
 // Run implements postgres.Runner.
@@ -122,15 +121,6 @@ func (r Runner) Run(ctx context.Context, c postgres.Command) error {
 	}
 	if c.Credential != nil {
 		k.Credential = &keeper.Credential{UID: c.Credential.UID, GID: c.Credential.GID, Groups: c.Credential.Groups}
-	}
-	if r.Config != nil {
-		k.Nice = r.Config.Archive.Nice
-		switch r.Config.Archive.IOClass {
-		case "idle":
-			k.IOClass = keeper.IOIdle
-		case "best-effort":
-			k.IOClass = keeper.IOBestEffort
-		}
 	}
 	return keeper.Run(ctx, k)
 }

@@ -192,10 +192,12 @@ func TestStageThatEndsWhileRedisIsAway(t *testing.T) {
 	require.NoError(t, g.redis.Kill9())
 	g.free("hold-postgres")
 	g.eventually(5*time.Second, "the stage is done", func() bool { return g.count(r.ID, "over", "postgres") == 1 })
+	time.Sleep(2 * time.Second) // longer than the client's own retries
 	require.NoError(t, g.redis.Start())
 	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
 	g.clean(r)
 	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"))
+	require.Equal(t, map[run.Outcome]int{run.Good: 4}, outcomes(r), "nothing counts as a failure")
 }
 
 // … and when the worker dies too before Redis is back, the result is on disk.
@@ -252,6 +254,11 @@ func TestCancelStopsOnlyItsRun(t *testing.T) {
 	}
 	a.waitStage(id, "postgres")
 	b.waitStage(id, "postgres")
+	// asynq's own cancel, as from its dashboard, stops nobody: neither this run nor its twin.
+	in := asynq.NewInspectorFromRedisClient(a.rdb)
+	require.NoError(t, in.CancelProcessing(task.ID(a.get(id).Epoch, task.Payload{Run: id, Stage: "postgres", Generation: 2})))
+	time.Sleep(300 * time.Millisecond)
+	require.Zero(t, a.count(id, "over", "postgres")+b.count(id, "over", "postgres"))
 	begin := time.Now()
 	answer, err := a.store.Cancel(context.Background(), a.get(id))
 	require.NoError(t, err)
