@@ -108,6 +108,7 @@ data_directory = '$data'
 hba_file = '$data/pg_hba.conf'
 ident_file = '$data/pg_ident.conf'
 external_pid_file = '$target/postgres/server.pid'
+port = 5432
 listen_addresses = ''
 unix_socket_directories = '$target/postgres/socket'
 unix_socket_permissions = '0700'
