@@ -27,10 +27,9 @@ func command() *cobra.Command {
 		Short:   "Makes backup sets of a data-catalog server, verifies and restores them",
 		Version: exit.Version,
 		Args:    exit.Args(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&g.config, "config", "", "the configuration (default $CATALOG_BACKUP_CONFIG, else /etc/catalog-backup/config.yaml)")
 	root.PersistentFlags().BoolVar(&g.json, "json", false, "print one JSON value on stdout and nothing else there")
-	root.AddCommand(runCommand(g))
+	root.AddCommand(runCommand(g), verifyCommand(g), restoreCommand(g), listCommand(g))
 	return root
 }

@@ -22,28 +22,59 @@ const maxManifest = 4 << 30
 
 // DecodeManifest reads and checks a manifest, from where says whence for errors.
 func DecodeManifest(r io.Reader, from string) (*Manifest, error) {
+	m := &Manifest{}
+	return m, decode(r, from, m, m)
+}
+
+// decode fills into, which is m or embeds it, and checks m.
+func decode(r io.Reader, from string, m *Manifest, into any) error {
 	var head struct {
 		Format  string `json:"format"`
 		Version int    `json:"version"`
 	}
 	text, err := io.ReadAll(io.LimitReader(r, maxManifest))
 	if err != nil {
-		return nil, fmt.Errorf("read manifest %s: %w", from, err)
+		return fmt.Errorf("read manifest %s: %w", from, err)
 	}
 	if err := json.Unmarshal(text, &head); err != nil {
-		return nil, fmt.Errorf("read manifest %s: it is damaged or no manifest: %w", from, err)
+		return fmt.Errorf("read manifest %s: it is damaged or no manifest: %w", from, err)
 	}
 	if head.Format != FormatName {
-		return nil, fmt.Errorf("read manifest %s: its format is %q, not %q: this is no manifest of a backup set", from, head.Format, FormatName)
+		return fmt.Errorf("read manifest %s: its format is %q, not %q: this is no manifest of a backup set", from, head.Format, FormatName)
 	}
 	if head.Version != FormatVersion {
-		return nil, fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
+		return fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
 	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("read manifest %s: it is damaged: %w", from, err)
+	}
+	return m.check(from)
+}
+
+// ReadHead reads the manifest at path without its list of files, which may be long.
+func ReadHead(path string) (*Manifest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	defer f.Close()
 	m := &Manifest{}
-	if err := json.Unmarshal(text, m); err != nil {
-		return nil, fmt.Errorf("read manifest %s: it is damaged: %w", from, err)
+	light := struct {
+		*Manifest
+		Files *struct {
+			Paths   []string `json:"paths"`
+			Exclude []string `json:"exclude"`
+			Count   int64    `json:"count"`
+			Bytes   int64    `json:"bytes"`
+		} `json:"files"`
+	}{Manifest: m}
+	if err := decode(f, path, m, &light); err != nil {
+		return nil, err
 	}
-	return m, m.check(from)
+	if l := light.Files; l != nil {
+		m.Files = &Files{Paths: l.Paths, Exclude: l.Exclude, Count: l.Count, Bytes: l.Bytes}
+	}
+	return m, nil
 }
 
 // check refuses names that would become wrong paths.
@@ -244,7 +275,7 @@ func List(dir string) (Listing, error) {
 		if !ok || e.Name() != id.ManifestName() {
 			continue
 		}
-		m, err := ReadManifest(filepath.Join(dir, e.Name()))
+		m, err := ReadHead(filepath.Join(dir, e.Name()))
 		if err != nil {
 			l.Problems = append(l.Problems, err.Error())
 			continue
@@ -276,7 +307,9 @@ func (m *Manifest) Summary(dir string) Summary {
 		}
 	}
 	if p, err := ReadProofs(dir, ID(m.Set)); err == nil && len(p.Proofs) > 0 {
-		s.Proof = &p.Proofs[len(p.Proofs)-1]
+		last := p.Proofs[len(p.Proofs)-1]
+		last.Damage = nil // it is in the proof file
+		s.Proof = &last
 	}
 	return s
 }
@@ -289,16 +322,4 @@ func IsPart(base, run string) bool {
 // PartName is the name of an archive while an attempt writes it.
 func PartName(final, run string, fence int64) string {
 	return fmt.Sprintf(".%s.%s.%d.part", final, run, fence)
-}
-
-// ReadInstance reads just the instance of the manifest at path.
-func ReadInstance(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	var m struct {
-		Instance string `json:"instance"`
-	}
-	return m.Instance, json.Unmarshal(b, &m)
 }

@@ -54,7 +54,7 @@ type handed struct {
 func (o Options) postgresOptions(pidDir string) postgres.Options {
 	p := o.Config.Postgres
 	return postgres.Options{DSN: dsn(p.DSN, p.Password), PgBackRest: p.PgBackRest, Processes: p.Processes, CompressType: p.CompressType,
-		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(pidDir), Logf: o.Logf}
+		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(pidDir)}
 }
 
 // dsn puts a password that is configured apart into the connection string.

@@ -47,7 +47,7 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 		return nil, err
 	}
 	if stands {
-		m, err := set.ReadManifest(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
+		m, err := set.ReadHead(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
 		if err != nil {
 			return nil, err
 		}

@@ -94,7 +94,7 @@ func inode(fi os.FileInfo) uint64 {
 
 // Committed tells whether the manifest of the run's set is in place.
 func (d *Directory) Committed(in Intent) bool {
-	m, err := set.ReadManifest(filepath.Join(d.Dump, in.Set.ManifestName()))
+	m, err := set.ReadHead(filepath.Join(d.Dump, in.Set.ManifestName()))
 	return err == nil && m.Run == in.Run
 }
 

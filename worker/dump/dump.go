@@ -108,7 +108,7 @@ func (d *Directory) mayUse(runID string) error {
 	case err != nil:
 		return d.foreignStaging()
 	case o.Run != runID:
-		return fmt.Errorf("use %s for the Postgres staging: run %s of instance %s on node %s has it; a worker of that node removes it as soon as that run is over", d.staging(), o.Run, o.Instance, o.Node)
+		return fmt.Errorf("use %s for the Postgres staging: run %s of instance %s on node %s has it; a worker of that node removes it once that run is over (if there is no such node any more, remove it by hand)", d.staging(), o.Run, o.Instance, o.Node)
 	}
 	return nil
 }
@@ -167,7 +167,8 @@ func (d *Directory) taken() (map[set.ID]bool, time.Time, error) {
 	}
 	for _, e := range entries {
 		if id, ok := set.IDOfName(e.Name()); ok && e.Name() == id.ManifestName() {
-			if in, err := set.ReadInstance(filepath.Join(d.Dump, e.Name())); err == nil && in == d.Instance && id.Minute().After(newest) {
+			m, err := set.ReadHead(filepath.Join(d.Dump, e.Name()))
+			if err == nil && m.Instance == d.Instance && id.Minute().After(newest) {
 				newest = id.Minute()
 			}
 		}

@@ -62,6 +62,8 @@ type site struct {
 	log    *buffer
 	worker *exec.Cmd
 	ended  chan struct{}
+	// credential is whom the worker runs as; nil is the tests' own user.
+	credential *syscall.Credential
 }
 
 type buffer struct {
@@ -90,6 +92,7 @@ func newSite(t *testing.T, rows int, extra string) *site {
 	t.Cleanup(func() { os.RemoveAll(root) })
 	for _, d := range []string{"app", "backup", "tmp", "state"} {
 		require.NoError(t, os.Mkdir(filepath.Join(root, d), 0o755))
+		require.NoError(t, os.Chmod(filepath.Join(root, d), 0o755)) // whatever the umask
 	}
 	s.pg = lab.Postgres(t)
 	s.pg.Psql(fmt.Sprintf("create table events as select g as id, md5(g::text) || md5((g*7)::text) as body from generate_series(1, %d) g", rows))
@@ -118,9 +121,7 @@ queue:
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	s.config, err = config.Load(path, func(string) string { return "" })
 	require.NoError(t, err)
-	s.rdb, err = task.Connect(s.config)
-	require.NoError(t, err)
-	s.store = run.NewStore(s.rdb, time.Now, time.Hour)
+	s.reconnect()
 	t.Cleanup(func() {
 		s.rdb.Close()
 		s.killWorker()
@@ -129,6 +130,13 @@ queue:
 		}
 	})
 	return s
+}
+
+// reconnect looks at the Redis of the configuration as it is now.
+func (s *site) reconnect() {
+	rdb, err := task.Connect(s.config)
+	require.NoError(s.t, err)
+	s.rdb, s.store = rdb, run.NewStore(rdb, time.Now, time.Hour)
 }
 
 func (s *site) fillBus() {
@@ -166,7 +174,8 @@ func (s *site) startWorker() {
 	s.t.Helper()
 	cmd := exec.Command(filepath.Join(programs, "worker"), "run", "--config", s.config.Path)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: s.credential}
+	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "PGHOST=/nowhere", "PGBACKREST_STANZA=wrong", "PGBACKREST_REPO1_PATH=/nowhere")
 	require.NoError(s.t, cmd.Start())
 	ended := make(chan struct{})
@@ -353,18 +362,26 @@ func (s *site) processes() map[int]string {
 	return found
 }
 
-// kill9 kills every process whose command line has all the words, and tells how many.
-func (s *site) kill9(words ...string) int {
-	n := 0
+// with are the processes whose command line has all the words.
+func (s *site) with(words ...string) []int {
+	var pids []int
 	for pid, cmd := range s.processes() {
-		hit := true
+		hit := pid != os.Getpid()
 		for _, w := range words {
 			hit = hit && strings.Contains(cmd, w)
 		}
-		if hit && pid != os.Getpid() {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-			n++
+		if hit {
+			pids = append(pids, pid)
 		}
 	}
-	return n
+	return pids
+}
+
+// kill9 kills them, and tells how many they were.
+func (s *site) kill9(words ...string) int {
+	pids := s.with(words...)
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return len(pids)
 }

@@ -1,10 +1,12 @@
 package eventbus
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 )
 
 // The record batch, magic 2, as Kafka's documentation gives it
@@ -109,13 +111,13 @@ var anonymous = identity{-1, -1, -1}
 
 // neutralise copies b into dst as a batch that any producer may send: base
 // offset 0, not transactional, create-time. The records' bytes stay as they are.
-func neutralise(dst []byte, b batch, who identity) []byte {
+// The caller stamps it.
+func neutralise(dst []byte, b batch) []byte {
 	dst = append(dst[:0], b.raw...)
 	be := binary.BigEndian
 	be.PutUint64(dst, 0)
 	be.PutUint32(dst[12:], 0xffffffff)
 	be.PutUint16(dst[21:], uint16(b.attrs&attrCodec))
-	stamp(dst, who)
 	return dst
 }
 
@@ -143,4 +145,28 @@ func wrap(dst, records []byte, n int32, firstTime, maxTime int64, codec int8) []
 	be.PutUint64(dst[35:], uint64(maxTime))
 	be.PutUint32(dst[57:], uint32(n))
 	return dst
+}
+
+// nextBatch reads one batch's bytes from a segment of which left bytes are to
+// come. What the batch claims as its length is not believed beyond that. *buf is
+// reused and holds the result.
+func nextBatch(in io.Reader, left int64, buf *[]byte) ([]byte, error) {
+	var head [lengthEnd]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return nil, errShort
+	}
+	n := int64(int32(binary.BigEndian.Uint32(head[8:]))) + lengthEnd
+	if n < batchHeader || n > left {
+		return nil, fmt.Errorf("batch length %d does not fit", n)
+	}
+	b := bytes.NewBuffer((*buf)[:0])
+	b.Write(head[:])
+	if _, err := io.CopyN(b, in, n-lengthEnd); err != nil {
+		return nil, errShort
+	}
+	*buf = nil
+	if b.Cap() <= 64<<20 {
+		*buf = b.Bytes()
+	}
+	return b.Bytes(), nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -166,7 +167,7 @@ func (c *client) explain(err error) error {
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		noTLS     tls.RecordHeaderError
-		alert     tls.AlertError
+		op        *net.OpError
 	)
 	switch {
 	case err == nil:
@@ -181,7 +182,7 @@ func (c *client) explain(err error) error {
 		return stage.Permanentf("eventbus: the broker's certificate is not valid for it: %w; correct the certificate or eventbus.tls", err)
 	case errors.As(err, &noTLS):
 		return stage.Permanentf("eventbus: the broker does not speak TLS on this port: %w; correct eventbus.brokers or remove eventbus.tls", err)
-	case errors.As(err, &alert):
+	case errors.As(err, &op) && op.Op == "remote error": // crypto/tls has no public type for an alert
 		return stage.Permanentf("eventbus: the broker ended the TLS handshake: %w; correct the client certificate in eventbus.tls", err)
 	case isDenied(err):
 		return stage.Permanentf("eventbus: not allowed: %w; grant the user READ and DESCRIBE_CONFIGS on Topic *, DESCRIBE on Group *, DESCRIBE on Cluster", err)

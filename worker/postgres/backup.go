@@ -90,7 +90,7 @@ func backupTool(o Options, w Work, f *Facts, passfile bool) *tool {
 	}
 	return &tool{
 		path: f.PgBackRest, runner: o.Runner, credential: credentialOf(f.OwnerUID, f.OwnerGID),
-		env: env, pidFile: filepath.Join(w.Repo, pidFileName),
+		env: env, pidDir: w.Repo,
 	}
 }
 
@@ -121,8 +121,7 @@ func (b *backup) run(ctx context.Context) (*set.Postgres, error) {
 	if err := b.pushWAL(ctx, part); err != nil {
 		return nil, err
 	}
-	b.p.Total(part.Size)
-	b.p.Done(part.Size)
+	b.p.Done(b.f.Size)
 	return part, nil
 }
 

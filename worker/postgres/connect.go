@@ -32,7 +32,8 @@ func (o Options) parseDSN() (*pgx.ConnConfig, error) {
 	cfg.ConnectTimeout = o.connectTimeout()
 	params := map[string]string{"application_name": "catalog-backup", "client_encoding": "UTF8", "search_path": "pg_catalog"}
 	for k, v := range cfg.RuntimeParams {
-		if _, ours := params[k]; !ours {
+		// What only the environment says (PGOPTIONS, PGTZ) is not for us.
+		if _, ours := params[k]; !ours && strings.Contains(strings.ToLower(o.DSN), strings.ToLower(k)) {
 			params[k] = v
 		}
 	}

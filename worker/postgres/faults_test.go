@@ -22,29 +22,46 @@ import (
 // slowRunner stops pgbackrest's backup at its first sign of life, so that
 // something can be done in the middle of it.
 type slowRunner struct {
-	groupRunner
-	during func(pgid int)
+	keptRunner
+	w      Work
+	during func(pids []int)
 }
 
 func (s slowRunner) Run(ctx context.Context, c Command) error {
 	if c.Args[len(c.Args)-1] != "backup" {
-		return s.groupRunner.Run(ctx, c)
+		return s.keptRunner.Run(ctx, c)
 	}
 	seen := make(chan struct{})
 	c.Stdout = &trigger{Writer: c.Stdout.(*lineWriter), word: []byte("backup start archive"), fire: func() { close(seen) }}
 	go func() {
 		select {
 		case <-seen:
-			if content, err := os.ReadFile(c.PIDFile); err == nil {
-				pgid, _ := strconv.Atoi(string(content))
-				_ = syscall.Kill(-pgid, syscall.SIGSTOP)
-				s.during(pgid)
-				_ = syscall.Kill(-pgid, syscall.SIGCONT)
+			pids := tools(s.w)
+			for _, pid := range pids {
+				_ = syscall.Kill(pid, syscall.SIGSTOP)
+			}
+			s.during(pids)
+			for _, pid := range pids {
+				_ = syscall.Kill(pid, syscall.SIGCONT)
 			}
 		case <-ctx.Done():
 		}
 	}()
-	return s.groupRunner.Run(ctx, c)
+	return s.keptRunner.Run(ctx, c)
+}
+
+// tools lists the processes of pgBackRest that work for w.
+func tools(w Work) []int {
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if bytes.Contains(cmdline, []byte("pgbackrest\x00")) && bytes.Contains(cmdline, []byte(w.Repo)) {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 type trigger struct {
@@ -63,13 +80,13 @@ func (w *trigger) Write(p []byte) (int, error) {
 }
 
 // interrupted runs a backup that something happens to, and gives its error.
-func interrupted(t *testing.T, ctx context.Context, p *lab.PG, during func(pgid int)) error {
+func interrupted(t *testing.T, ctx context.Context, p *lab.PG, during func(pids []int)) error {
 	t.Helper()
 	o := options(p)
 	w := newWork(t)
 	f, _, err := Preflight(t.Context(), o, w)
 	require.NoError(t, err)
-	o.Runner = slowRunner{during: during}
+	o.Runner = slowRunner{w: w, during: during}
 	begun := time.Now()
 	_, _, err = Backup(ctx, o, w, f, stage.NoProgress{})
 	require.Error(t, err)
@@ -81,16 +98,7 @@ func interrupted(t *testing.T, ctx context.Context, p *lab.PG, during func(pgid 
 // noTools asserts that no pgBackRest of this work is left.
 func noTools(t *testing.T, w Work) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		dirs, _ := filepath.Glob("/proc/[0-9]*")
-		for _, dir := range dirs {
-			cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-			if bytes.Contains(cmdline, []byte("pgbackrest")) && bytes.Contains(cmdline, []byte(w.Repo)) {
-				return false
-			}
-		}
-		return true
-	}, 2*time.Second, 20*time.Millisecond, "a pgbackrest is left")
+	require.Eventually(t, func() bool { return len(tools(w)) == 0 }, 2*time.Second, 20*time.Millisecond, "a pgbackrest is left")
 }
 
 func TestInterrupted(t *testing.T) {
@@ -100,19 +108,22 @@ func TestInterrupted(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var at time.Time
-		err := interrupted(t, ctx, p, func(int) { at = time.Now(); cancel(errTest) })
+		err := interrupted(t, ctx, p, func([]int) { at = time.Now(); cancel(errTest) })
 		require.ErrorIs(t, err, errTest)
 		require.Less(t, time.Since(at), 2*time.Second)
 		require.False(t, stage.IsPermanent(err))
 		noSlots(t, p)
 	})
 	t.Run("pgbackrest killed", func(t *testing.T) {
-		err := interrupted(t, t.Context(), p, func(pgid int) { _ = syscall.Kill(pgid, syscall.SIGKILL) })
+		err := interrupted(t, t.Context(), p, func(pids []int) {
+			require.NotEmpty(t, pids)
+			_ = syscall.Kill(pids[0], syscall.SIGKILL) // the main one: started first
+		})
 		require.False(t, stage.IsPermanent(err), err)
 		noSlots(t, p)
 	})
 	t.Run("replication connection ended", func(t *testing.T) {
-		err := interrupted(t, t.Context(), p, func(int) {
+		err := interrupted(t, t.Context(), p, func([]int) {
 			p.Psql("select pg_terminate_backend(pid) from pg_stat_replication")
 			time.Sleep(time.Second) // longer than the watch's interval: what is tested
 		})
@@ -124,7 +135,7 @@ func TestInterrupted(t *testing.T) {
 		p.Psql("alter system set max_wal_size = '2MB'")
 		p.Psql("alter system set min_wal_size = '2MB'")
 		p.Psql("select pg_reload_conf()")
-		err := interrupted(t, t.Context(), p, func(int) {
+		err := interrupted(t, t.Context(), p, func([]int) {
 			for range 12 {
 				p.Psql("create table x as select generate_series(1, 20000); drop table x; select pg_switch_wal()")
 			}
@@ -136,7 +147,7 @@ func TestInterrupted(t *testing.T) {
 		p.Psql("select pg_reload_conf()")
 	})
 	t.Run("PostgreSQL restarted", func(t *testing.T) {
-		err := interrupted(t, t.Context(), p, func(int) {
+		err := interrupted(t, t.Context(), p, func([]int) {
 			require.NoError(t, p.Kill9())
 			require.NoError(t, p.Start())
 			time.Sleep(time.Second)
@@ -146,7 +157,7 @@ func TestInterrupted(t *testing.T) {
 		noSlots(t, p)
 	})
 	t.Run("another pgBackRest", func(t *testing.T) {
-		err := interrupted(t, t.Context(), p, func(int) {
+		err := interrupted(t, t.Context(), p, func([]int) {
 			o := options(p)
 			w := newWork(t)
 			f, _, err := Preflight(t.Context(), o, w)
@@ -220,6 +231,30 @@ func TestCorruptPage(t *testing.T) {
 	require.Empty(t, verify(t, part, entries(t, w, part)))
 }
 
+// TestOtherRepositoryIsLeftAlone backs up a server that archives with pgBackRest
+// to a repository of its own.
+func TestOtherRepositoryIsLeftAlone(t *testing.T) {
+	dir := place(t)
+	conf := filepath.Join(dir, "other.conf")
+	p := lab.Postgres(t, lab.WithInitDB("--wal-segsize=1"), lab.WithConf("archive_mode = on",
+		"archive_command = 'pgbackrest --config="+conf+" --stanza=catalog archive-push %p'"))
+	require.NoError(t, os.WriteFile(conf, []byte("[global]\nrepo1-path="+dir+"/repo\nlog-level-file=off\nlock-path="+dir+"/lock\nspool-path="+dir+"/spool\nlog-path="+dir+"\n[catalog]\npg1-path="+p.DataDir+
+		"\npg1-socket-path="+p.SocketDir+"\npg1-port="+strconv.Itoa(p.Port)+"\n"), 0o644))
+	require.NoError(t, os.Chown(dir, int(p.User().Uid), -1))
+	other := func(args ...string) {
+		out, err := p.Command("/usr/bin/pgbackrest", append([]string{"--config=" + conf, "--stanza=catalog"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	other("stanza-create")
+	other("check")
+	w := newWork(t)
+	part, _ := backUp(t, options(p), w)
+	require.Empty(t, verify(t, part, entries(t, w, part)))
+	other("check")
+	require.Equal(t, "t", p.Psql("select failed_count = 0 or last_archived_time > last_failed_time from pg_stat_archiver"))
+	require.NoDirExists(t, filepath.Join(dir, "repo", "backup", "catalog", part.Label))
+}
+
 func TestChecksumsOffIsANote(t *testing.T) {
 	p := lab.Postgres(t, lab.WithoutChecksums())
 	_, found, err := Preflight(t.Context(), options(p), newWork(t))
@@ -257,6 +292,10 @@ func TestRefusals(t *testing.T) {
 	permanentWith(t, refused(t, as("plain")), `ALTER ROLE "plain" REPLICATION`)
 	permanentWith(t, refused(t, as("copies")), "pg_read_all_settings")
 	permanentWith(t, refused(t, as("reader")), "superuser")
+
+	p.Psql("grant execute on function pg_backup_start(text, boolean) to reader; revoke connect on database postgres from public; grant connect on database postgres to reader")
+	err = refused(t, as("reader"))
+	permanentWith(t, err, "superuser")
 
 	script := func(text string) string {
 		path := filepath.Join(place(t), "pgbackrest")

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,39 +18,44 @@ import (
 
 	"catalog-backup/shared/lab"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/keeper"
 	"catalog-backup/worker/stage"
 )
 
-// groupRunner runs a child in a process group of its own and ends the group
-// with ctx, as the keeper does.
-type groupRunner struct{}
+func TestMain(m *testing.M) {
+	keeper.Hook()
+	if os.Geteuid() != 0 && os.Getenv("PGTEST_ROUND") == "" {
+		throughSudo()
+	}
+	os.Exit(m.Run())
+}
 
-func (groupRunner) Run(ctx context.Context, c Command) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
+// throughSudo runs the tests again as root: Debian's clusters, full disks and
+// changes of account need it. TestAsTheServersAccount covers the other way.
+func throughSudo() {
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = c.Env, c.Dir, c.Stdout, c.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd := exec.Command("sudo", append([]string{"-n", "--", self}, os.Args[1:]...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintf(os.Stderr, "the tests of worker/postgres need root: run them as root, or let sudo in first (sudo -v): %v\n", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// keptRunner runs children under the keeper, as the product does.
+type keptRunner struct{}
+
+func (keptRunner) Run(ctx context.Context, c Command) error {
+	k := keeper.Command{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr, PIDFile: c.PIDFile}
 	if c.Credential != nil {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.Credential.UID, Gid: c.Credential.GID, Groups: c.Credential.Groups}
+		k.Credential = &keeper.Credential{UID: c.Credential.UID, GID: c.Credential.GID, Groups: c.Credential.Groups}
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	pgid := cmd.Process.Pid
-	cmd.Cancel = func() error { return syscall.Kill(-pgid, syscall.SIGKILL) }
-	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-pgid, syscall.SIGKILL) })
-	defer stop()
-	if c.PIDFile != "" {
-		_ = os.WriteFile(c.PIDFile, fmt.Append(nil, pgid), 0o600)
-	}
-	err := cmd.Wait()
-	_ = syscall.Kill(-pgid, syscall.SIGKILL)
-	if ctx.Err() != nil {
-		return fmt.Errorf("%s: %w", c.Path, context.Cause(ctx))
-	}
-	return err
+	return keeper.Run(ctx, k)
 }
 
 // place is a directory that the account postgres may enter, gone after the test.
@@ -76,7 +80,7 @@ func newWork(t testing.TB) Work {
 }
 
 func options(p *lab.PG) Options {
-	return Options{DSN: p.DSN(), Runner: groupRunner{}, WatchInterval: 200 * time.Millisecond}
+	return Options{DSN: p.DSN(), Runner: keptRunner{}, WatchInterval: 200 * time.Millisecond}
 }
 
 // backUp runs Preflight and Backup, which must both succeed.
@@ -156,7 +160,7 @@ func restore(t testing.TB, w Work, part *set.Postgres) (*Restored, string) {
 	t.Helper()
 	target := filepath.Join(place(t), "postgres")
 	require.NoError(t, os.Mkdir(target, 0o700))
-	r, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, ConfigFrom: w.ConfigDir(), Runner: groupRunner{}})
+	r, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, ConfigFrom: w.ConfigDir(), Runner: keptRunner{}})
 	require.NoError(t, err)
 	require.NoError(t, os.RemoveAll(filepath.Dir(w.Dir)))
 	return r, target
@@ -178,6 +182,9 @@ func start(t testing.TB, r *Restored, port int) *server {
 		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
 	}
 	s := &server{t: t, socket: socket, port: fmt.Sprint(port), bin: bin, data: r.DataDir}
+	if _, err := os.Stat(socket); err != nil {
+		s.socket = "/tmp"
+	}
 	require.Eventually(t, func() bool { return s.query("postgres", "select pg_is_in_recovery()") == "f" }, 20*time.Second, 50*time.Millisecond)
 	return s
 }
@@ -216,3 +223,5 @@ func noSlots(t testing.TB, p *lab.PG) {
 }
 
 var errTest = errors.New("test")
+
+var noProgress = stage.NoProgress{}

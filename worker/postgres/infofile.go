@@ -17,6 +17,9 @@ import (
 // the longest are lists of bad pages.
 const maxInfoLine = 32 << 20
 
+// maxInfoKey bounds a key: a file's path.
+const maxInfoKey = 16 << 10
+
 // errInfo is damage of the file itself, as against an error in reading it.
 type errInfo struct{ problem string }
 
@@ -103,7 +106,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 // splitInfoLine splits at the first = after which valid JSON follows, since a
 // key (a file's name) may contain =.
 func splitInfoLine(line []byte) (key string, value []byte, ok bool) {
-	for at := 0; ; {
+	for at := 0; at < maxInfoKey; {
 		i := bytes.IndexByte(line[at:], '=')
 		if i < 0 {
 			return "", nil, false
@@ -114,6 +117,7 @@ func splitInfoLine(line []byte) (key string, value []byte, ok bool) {
 		}
 		at++
 	}
+	return "", nil, false
 }
 
 // infoSum computes the checksum of an info file.

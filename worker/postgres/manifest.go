@@ -271,10 +271,10 @@ func (m *manifest) bundles() map[int64][]*manifestFile {
 	return all
 }
 
-// stored tells whether the file has bytes in the repository: an empty one has
-// none when files are bundled.
+// stored tells whether the file must have bytes in the repository: an empty one
+// has none when files are bundled, unless it became empty while it was copied.
 func (m *manifest) stored(f *manifestFile) bool {
-	return !f.foreign && (f.size > 0 || !m.bundle || f.bundle > 0)
+	return !f.foreign && (f.size > 0 || f.repoSize > 0 || f.bundle > 0 || !m.bundle)
 }
 
 // validLabel tells whether s is a label of a full backup or one that depends on

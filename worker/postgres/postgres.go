@@ -40,7 +40,7 @@ type Command struct {
 	Credential *Credential // nil = the same user
 	Stdout     io.Writer
 	Stderr     io.Writer
-	PIDFile    string // where the process group may be noted for a successor; "" = nowhere
+	PIDFile    string // absolute; where the process group is noted while it runs; "" = nowhere
 }
 
 // Credential is the account a child runs under.
@@ -70,7 +70,6 @@ type Options struct {
 	WatchInterval time.Duration
 
 	Runner Runner
-	Logf   func(format string, args ...any)
 }
 
 // Work is where a backup may write.
@@ -129,7 +128,7 @@ func (f *Facts) Major() int { return f.VersionNum / 10000 }
 
 func (o Options) processes() int {
 	if o.Processes > 0 {
-		return o.Processes
+		return min(o.Processes, 999) // pgBackRest's own limit
 	}
 	return runtime.NumCPU()
 }
@@ -153,12 +152,6 @@ func (o Options) watchInterval() time.Duration {
 		return o.WatchInterval
 	}
 	return 2 * time.Second
-}
-
-func (o Options) logf(format string, args ...any) {
-	if o.Logf != nil {
-		o.Logf(format, args...)
-	}
 }
 
 func (o Options) check() error {

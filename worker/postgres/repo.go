@@ -15,7 +15,6 @@ import (
 const (
 	toolConfigName = "pgbackrest.conf"
 	passfileName   = "pgpass"
-	pidFileName    = "pgbackrest.pid"
 )
 
 // repoFirst lists what must come first in an archive.
@@ -49,8 +48,8 @@ func RepoFirst(repo, label string) ([]string, error) {
 }
 
 // prepareRepo makes the repository's directories and pgBackRest's configuration
-// in w.Repo. The directory itself stays ours, so that the owner marker in it is
-// safe; the cluster's group may pass through it.
+// in w.Repo. As root all of it is given to the account of the cluster, which
+// pgBackRest runs under; nobody else may look in.
 func prepareRepo(o Options, f *Facts, w Work, password string) error {
 	hand := func(path string, mode os.FileMode) error {
 		if err := os.Chmod(path, mode); err != nil {
@@ -63,10 +62,7 @@ func prepareRepo(o Options, f *Facts, w Work, password string) error {
 	}
 	prepare := func() error {
 		if asRoot() && f.OwnerUID != 0 {
-			if err := os.Chown(w.Repo, -1, int(f.OwnerGID)); err != nil {
-				return err
-			}
-			if err := os.Chmod(w.Repo, 0o710); err != nil {
+			if err := hand(w.Repo, 0o700); err != nil {
 				return err
 			}
 		}

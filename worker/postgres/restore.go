@@ -28,7 +28,6 @@ type RestoreOptions struct {
 	PgBackRest string // program; "" = looked up
 	Processes  int    // 0 = the machine's cores
 	Runner     Runner
-	Logf       func(format string, args ...any)
 	Progress   stage.Progress // nil = none
 }
 
@@ -118,8 +117,29 @@ func (r *restoration) prepare() error {
 	if err != nil {
 		return err
 	}
+	if err := r.room(); err != nil {
+		return err
+	}
 	if r.manifest.label != p.Label || strconv.FormatUint(r.manifest.systemID, 10) != p.SystemIdentifier || r.manifest.archiveStop != p.StopWAL || r.manifest.archiveStart != p.StartWAL {
 		return stage.Permanentf("restore PostgreSQL: the repository %s holds another backup than the manifest says: verify the set", o.Repo)
+	}
+	return nil
+}
+
+// room checks that the cluster and its WAL fit.
+func (r *restoration) room() error {
+	p := r.o.Part
+	_, segments, err := segmentRange(p.StartWAL, p.StopWAL, p.WALSegmentSize)
+	if err != nil {
+		return stage.Permanentf("restore PostgreSQL: the manifest's WAL range: %w: verify the set", err)
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(r.o.Target, &disk); err != nil {
+		return fmt.Errorf("restore PostgreSQL: look at the free space of %s: %w", r.o.Target, err)
+	}
+	need := r.manifest.size + int64(segments)*p.WALSegmentSize
+	if free := int64(disk.Bavail) * disk.Bsize; free < need {
+		return stage.Permanentf("restore PostgreSQL: %s has %d MB free, the cluster needs %d MB: choose a larger place", r.o.Target, free>>20, need>>20)
 	}
 	return nil
 }

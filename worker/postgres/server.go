@@ -3,12 +3,14 @@ package postgres
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
 
 	"catalog-backup/shared/set"
@@ -194,6 +196,10 @@ func (f *Facts) readContents(ctx context.Context, c *pgx.Conn) error {
 func queryError(ctx context.Context, what string, err error) error {
 	if stop := ended(ctx, "ask PostgreSQL for "+what); stop != nil {
 		return stop
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42501" {
+		return stage.Permanentf("ask PostgreSQL for %s: %s: use a superuser in postgres.dsn", what, pg.Message)
 	}
 	return fmt.Errorf("ask PostgreSQL for %s: %w", what, err)
 }

@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"catalog-backup/worker/stage"
 )
@@ -37,7 +39,8 @@ type tool struct {
 	runner     Runner
 	credential *Credential
 	env        []string
-	pidFile    string
+	pidDir     string // where PID files go; "" = none
+	runs       atomic.Int64
 }
 
 // findTool looks pgBackRest up.
@@ -106,9 +109,15 @@ func (e *toolError) Unwrap() error { return e.err }
 func (t *tool) run(ctx context.Context, extra func(line string), command string, args ...string) ([]byte, error) {
 	out := &lineWriter{each: extra, keep: extra == nil}
 	errs := &lineWriter{}
+	pidFile := ""
+	if t.pidDir != "" {
+		// Several run at once when WAL is pushed.
+		pidFile = filepath.Join(t.pidDir, fmt.Sprintf("pgbackrest-%d.pid", t.runs.Add(1)))
+		defer os.Remove(pidFile)
+	}
 	err := t.runner.Run(ctx, Command{
 		Path: t.path, Args: args, Env: t.env, Dir: "/", Credential: t.credential,
-		Stdout: out, Stderr: errs, PIDFile: t.pidFile,
+		Stdout: out, Stderr: errs, PIDFile: pidFile,
 	})
 	out.flush()
 	errs.flush()
@@ -262,13 +271,10 @@ func (t *tool) compressType(ctx context.Context, wanted string) (string, error) 
 const (
 	exitOptionInvalid = 31
 	exitOptionValue   = 32
-	exitPathOpen      = 41 // file open, as a rule for want of permission
 	exitLock          = 50
 	exitFileMissing   = 55
 	exitConnect       = 56
-	exitQuery         = 57
 	exitMismatch      = 58
-	exitTerm          = 63
 	exitWrite         = 64
 	exitRestarted     = 101
 )
@@ -288,7 +294,7 @@ func explain(err error, f *Facts, repo string) error {
 		return false
 	}
 	switch {
-	case has("No space left on device", "Disk quota exceeded", "[028]", "File too large"):
+	case has("No space left on device", "Disk quota exceeded", "File too large"):
 		return stage.Permanentf("%w: the disk of %s is full: make room there or move alation.backup.data_dump_dir", err, repo)
 	case t.code == exitWrite:
 		return stage.Permanentf("%w: writing to %s failed: check the disk's space and health", err, repo)
@@ -300,6 +306,8 @@ func explain(err error, f *Facts, repo string) error {
 		return fmt.Errorf("%w: the server does not answer on its socket in %s: is it running?", err, f.SocketDir)
 	case t.code == exitConnect:
 		return stage.Permanentf("%w: let the account %s in as role %s, with this line in pg_hba.conf and a reload: %s", err, f.ownerName(), f.Role, hbaLine("all", f.Role))
+	case has("permission denied for"):
+		return stage.Permanentf("%w: role %s lacks a right that a backup needs: use a superuser in postgres.dsn", err, f.Role)
 	case t.code == exitMismatch:
 		return stage.Permanentf("%w: server and data directory %s do not belong together: check postgres.dsn", err, f.DataDirectory)
 	case t.code == exitRestarted || has("restarted during", "terminating connection", "server closed the connection"):

@@ -198,7 +198,7 @@ func (v *Verifier) file(name, rel string, size int64, src *source) {
 		return
 	}
 	f.found = true
-	if size != f.repoSize && f.size > 0 {
+	if size != f.repoSize {
 		v.damage(name, "it has %d bytes in the repository, backup.manifest says %d", size, f.repoSize)
 	}
 	v.slice(name, f, src)

@@ -179,14 +179,3 @@ func allZero(p []byte) bool {
 	}
 	return true
 }
-
-// parseLSN reads PostgreSQL's X/X.
-func parseLSN(s string) (uint64, error) {
-	hi, lo, ok := strings.Cut(s, "/")
-	h, err1 := strconv.ParseUint(hi, 16, 32)
-	l, err2 := strconv.ParseUint(lo, 16, 32)
-	if !ok || err1 != nil || err2 != nil {
-		return 0, fmt.Errorf("%q is no WAL address", s)
-	}
-	return h<<32 | l, nil
-}

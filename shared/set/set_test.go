@@ -1,0 +1,145 @@
+package set
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const id = ID("202109232027_10-0-0-147420")
+
+func TestNamesAreTheDocumentedOnes(t *testing.T) {
+	at := time.Date(2021, 9, 23, 22, 27, 59, 0, time.FixedZone("CEST", 7200))
+	require.Equal(t, id, NewID(at, "10.0.0.147420"))
+	require.Equal(t, "202109232027_10-0-0-147420_alation_backup.tar.gz", id.MainName())
+	require.Equal(t, "202109232027_10-0-0-147420_alation_eb_backup.tar.gz", id.EventBusName())
+	require.Equal(t, "202109232027_10-0-0-147420_alation_backup.json", id.ManifestName())
+	require.Equal(t, "202109232027_10-0-0-147420_alation_backup.proof.json", id.ProofName())
+	for _, n := range id.Names() {
+		got, ok := IDOfName(n)
+		require.True(t, ok, n)
+		require.Equal(t, id, got)
+	}
+	require.Equal(t, at.UTC().Truncate(time.Minute), id.Minute())
+}
+
+func TestForeignNamesAreNoIDs(t *testing.T) {
+	for _, s := range []string{"", "202109232027", "202113232027_1", "20210923202_1", "202109232027_../x", "202109232027_1_2", "202109232027_1--2", "202109232027_1\n"} {
+		_, err := ParseID(s)
+		require.Error(t, err, "%q", s)
+	}
+	for _, n := range []string{"x_alation_backup.tar.gz", "202109232027_10-0-0-147420_alation_backup.tar", ".202109232027_1_alation_backup.tar.gz.r.1.part"} {
+		_, ok := IDOfName(n)
+		require.False(t, ok, n)
+	}
+}
+
+func sample() *Manifest {
+	return &Manifest{Format: FormatName, Version: FormatVersion, Set: string(id), Run: "r", Instance: "catalog", Type: Full,
+		Finished: time.Date(2021, 9, 23, 20, 30, 0, 0, time.UTC), Archives: []Archive{{Kind: MainArchive, Name: id.MainName(), Size: 4}},
+		Warnings: []string{}, Notes: []string{}, Files: &Files{Paths: []string{"/a"}, Exclude: []string{}, Entries: []File{}}}
+}
+
+func lines(files ...File) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		if len(files) == 0 {
+			return nil, io.EOF
+		}
+		b, err := json.Marshal(files[0])
+		files = files[1:]
+		return b, err
+	}
+}
+
+func TestManifestIsWrittenAsAStreamAndRead(t *testing.T) {
+	for n := range 3 {
+		m := sample()
+		files := []File{{Path: "/a/[]", Kind: "file", Size: 3, SHA256: "x"}, {Path: "/a/b", Kind: "dir"}}[:n]
+		var b bytes.Buffer
+		require.NoError(t, WriteManifest(&b, m, lines(files...)))
+		got, err := DecodeManifest(bytes.NewReader(b.Bytes()), "test")
+		require.NoError(t, err)
+		m.Files.Entries = files
+		require.Equal(t, m, got)
+		path := filepath.Join(t.TempDir(), id.ManifestName())
+		require.NoError(t, os.WriteFile(path, b.Bytes(), 0o600))
+		head, err := ReadHead(path)
+		require.NoError(t, err)
+		require.Empty(t, head.Files.Entries)
+		require.Equal(t, []string{"/a"}, head.Files.Paths)
+		require.Equal(t, m.Archives, head.Archives)
+	}
+	m := sample()
+	m.Files.Entries = []File{{}}
+	require.Error(t, WriteManifest(io.Discard, m, lines()))
+	m = sample()
+	require.ErrorContains(t, WriteManifest(io.Discard, m, func() ([]byte, error) { return nil, errors.New("disk") }), "disk")
+}
+
+func TestDamagedAndUnknownManifestsAreRefused(t *testing.T) {
+	good, err := json.Marshal(sample())
+	require.NoError(t, err)
+	for want, change := range map[string]func(string) string{
+		"damaged":            func(s string) string { return s[:len(s)/2] },
+		"unknown manifest":   func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
+		"no manifest of a":   func(s string) string { return strings.Replace(s, FormatName, "another", 1) },
+		"not a set id":       func(s string) string { return strings.Replace(s, string(id), "x", 1) },
+		"no archive of":      func(s string) string { return strings.Replace(s, id.MainName(), "../../etc/passwd", 1) },
+		"of unknown kind":    func(s string) string { return strings.Replace(s, `"kind":"main"`, `"kind":"what"`, 1) },
+		"it names no archiv": func(s string) string { m := sample(); m.Archives = nil; b, _ := json.Marshal(m); return string(b) },
+	} {
+		_, err := DecodeManifest(strings.NewReader(change(string(good))), "test")
+		require.ErrorContains(t, err, want)
+	}
+	_, err = DecodeManifest(strings.NewReader(strings.Replace(string(good), `"version":1`, `"version":99`, 1)), "test")
+	require.ErrorIs(t, err, ErrUnknownVersion)
+}
+
+func TestListTellsOursFromForeign(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	b, err := json.Marshal(sample())
+	require.NoError(t, err)
+	write(id.ManifestName(), string(b))
+	write(id.MainName(), "four")
+	write("202001010101_1_alation_backup.tar.gz", "the catalog's own")
+	write("202001010102_1_alation_backup.json", "{")
+	l, err := List(dir)
+	require.NoError(t, err)
+	require.Len(t, l.Sets, 1)
+	require.Empty(t, l.Sets[0].Missing)
+	require.Equal(t, []string{"202001010101_1_alation_backup.tar.gz"}, l.Foreign)
+	require.Len(t, l.Problems, 1)
+	write(id.MainName(), "short"[:2])
+	l, err = List(dir)
+	require.NoError(t, err)
+	require.Equal(t, []string{id.MainName()}, l.Sets[0].Missing)
+	_, err = List(filepath.Join(dir, "none"))
+	require.Error(t, err)
+}
+
+func TestProofsAreAdded(t *testing.T) {
+	dir := t.TempDir()
+	at := time.Date(2021, 9, 24, 1, 0, 0, 0, time.UTC)
+	require.NoError(t, AddProof(dir, id, Proof{Kind: "verify", At: at, Good: true}))
+	require.NoError(t, AddProof(dir, id, Proof{Kind: "verify", At: at.Add(time.Hour), Damage: []Damage{{Entry: "x", Problem: "gone"}}}))
+	p, err := ReadProofs(dir, id)
+	require.NoError(t, err)
+	require.Len(t, p.Proofs, 2)
+	s := sample().Summary(dir)
+	require.False(t, s.Proof.Good)
+	require.Nil(t, s.Proof.Damage)
+	fi, err := os.Stat(filepath.Join(dir, id.ProofName()))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), fi.Mode().Perm())
+}
