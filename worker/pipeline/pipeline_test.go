@@ -15,6 +15,7 @@ import (
 	"catalog-backup/shared/task"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -411,6 +412,19 @@ func TestForeignHandsOnTheQueue(t *testing.T) {
 	g.worker()
 	r = g.waitOver(r.ID, run.Failed, 10*time.Second)
 	require.Contains(t, r.Error, "archived by hand")
+}
+
+// A worker may die after it took a task out of the queue and before it claimed the stage.
+func TestKilledBeforeTheClaim(t *testing.T) {
+	g := newGround(t)
+	r := g.begin()
+	ctx := context.Background()
+	id := task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: FirstStage, Generation: 1})
+	require.Equal(t, id, g.rdb.RPopLPush(ctx, "asynq:{catalog}:pending", "asynq:{catalog}:active").Val())
+	require.NoError(t, g.rdb.ZAdd(ctx, "asynq:{catalog}:lease", redis.Z{Score: float64(time.Now().Add(30 * time.Second).Unix()), Member: id}).Err())
+	require.NoError(t, g.rdb.HSet(ctx, "asynq:{catalog}:t:"+id, "state", "active").Err())
+	g.worker()
+	g.clean(g.waitOver(r.ID, run.Succeeded, 10*time.Second))
 }
 
 func TestStagingRemovedUnderTheAttempt(t *testing.T) {

@@ -67,6 +67,7 @@ type Loaded struct {
 	Topics  int   `json:"topics"`
 	Records int64 `json:"records"`
 	Groups  int   `json:"groups"`
+	ACLs    int   `json:"acls"`
 }
 
 // stagingName is where a restore keeps what is not for the user, below its target.
@@ -98,6 +99,11 @@ func Restore(ctx context.Context, s *Set, o Options) (*Result, error) {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if s.copied { // that the manifest itself is damaged, which is noted, keeps nobody from what the archives hold
+		whole := *s
+		whole.before = nil
+		s = &whole
 	}
 	j := &job{o: o, s: s, result: &Result{Set: s.Manifest.Set, Target: o.Target, Parts: []string{}, Notes: []string{}, Warnings: []string{}, Next: []string{}}}
 	err := j.run(ctx)
@@ -159,10 +165,10 @@ func (j *job) verify(ctx context.Context) error {
 
 // write makes the target. What there is to refuse was refused before.
 func (j *job) write(ctx context.Context) error {
-	j.begun = true
 	if err := j.makeTarget(); err != nil {
-		return err
+		return fmt.Errorf("restore set %s: make the target %s: %w", j.result.Set, j.o.Target, err)
 	}
+	j.begun = true // from here on the target is ours, and nobody else's restore
 	if err := j.unpack(ctx); err != nil {
 		return err
 	}
@@ -215,7 +221,7 @@ func (j *job) postgres(ctx context.Context) error {
 		}
 	}
 	done, err := postgres.Restore(ctx, postgres.RestoreOptions{Part: j.s.Manifest.Postgres, Repo: filepath.Join(j.staging(), "repo"), Target: dir,
-		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Runner: j.o.Runner, Logf: j.o.Logf, Progress: j.o.Phase("postgres")})
+		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Runner: j.o.Runner, Progress: j.o.Phase("postgres")})
 	if err != nil {
 		return err
 	}
@@ -232,8 +238,9 @@ func (j *job) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.result.EventBus = &Loaded{Topics: int(done.Topics), Records: int64(done.Records), Groups: int(done.Groups)}
+	j.result.EventBus = &Loaded{Topics: done.Topics, Records: done.Records, Groups: done.Groups, ACLs: done.ACLs}
 	j.result.Notes = append(j.result.Notes, done.Notes...)
+	j.result.Warnings = append(j.result.Warnings, done.Warnings...)
 	return nil
 }
 
