@@ -270,3 +270,48 @@ rm -f "$LOG_DIR/.kafka_cleanshutdown"`
 	require.NoError(t, b.Start(), "%s", b.LogTail())
 	return b
 }
+
+// The program for a damaged archive in docs/restoring.md gets everything out of it
+// but what lies in the damaged bytes.
+func TestSalvageByHand(t *testing.T) {
+	s := newSite(t, 1000, "")
+	s.startWorker()
+	out, code := s.producer("backup-all", "--wait", "--json")
+	require.Zero(t, code)
+	var a answer
+	require.NoError(t, json.Unmarshal([]byte(out), &a))
+	s.termWorker()
+	worker := func(args ...string) string { // the examples in docs/exit-codes.md have the fields that there are
+		out, err := exec.Command(filepath.Join(programs, "worker"), append(args, "--json")...).Output()
+		require.NoError(t, err)
+		return string(out)
+	}
+	require.Equal(t, shape(t, jsonExample(t, "worker verify SET --json")), shape(t, worker("verify", *a.Manifest)))
+	require.Equal(t, shape(t, jsonExample(t, "worker restore SET --target DIR --json")), shape(t, worker("restore", *a.Manifest, "--target", filepath.Join(s.root, "restored"))))
+	content, err := os.ReadFile(a.Archives[0])
+	require.NoError(t, err)
+	copy(content[len(content)/2:], "these bytes are wrong now") // in the middle of the files, which do not compress
+	dir := t.TempDir()
+	damaged, script := filepath.Join(dir, "damaged.tar.gz"), filepath.Join(dir, "salvage.py")
+	require.NoError(t, os.WriteFile(damaged, content, 0o600))
+	text, err := os.ReadFile("../../docs/restoring.md")
+	require.NoError(t, err)
+	program := regexp.MustCompile("(?s)```python\n(.*?)```").FindSubmatch(text)
+	require.NotNil(t, program)
+	require.NoError(t, os.WriteFile(script, program[1], 0o600))
+	require.Error(t, exec.Command("tar", "-xzf", damaged, "-C", dir).Run(), "tar alone does not get past it")
+	require.NoError(t, os.RemoveAll(filepath.Join(dir, "files")))
+	said, err := exec.Command("sh", "-c", "set -e; python3 "+script+" "+damaged+" | tar -x -C "+dir+" -f -").CombinedOutput()
+	require.NoError(t, err, "%s", said)
+	want, got := tree(t, filepath.Join(s.root, "app")), tree(t, filepath.Join(dir, "files", s.root, "app"))
+	delete(want, "left.tmp")
+	require.Equal(t, len(want), len(got), "every file is there")
+	wrong := 0
+	for name, x := range want {
+		if got[name] != x {
+			wrong++
+		}
+	}
+	require.Equal(t, 1, wrong, "and one is damaged")
+	require.FileExists(t, filepath.Join(dir, "catalog-backup/set.json"))
+}
