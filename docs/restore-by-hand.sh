@@ -20,6 +20,7 @@ step() { printf '== %s\n' "$*"; }
 what=$(readlink -f -- "$1") || die "$1 is not there"
 target=$(readlink -m -- "$2")
 account=${PGUSER_OS:-postgres}
+[[ $target =~ ^[A-Za-z0-9/._@%+,:-]+$ ]] || die "choose a target of plain letters, digits, / . _ and -: $target"
 [ -f "$what" ] || die "$what is not a file"
 [ -z "$(ls -A -- "$target" 2>/dev/null)" ] || die "$target is not empty"
 for tool in tar gzip sha256sum awk pgbackrest; do

@@ -91,6 +91,7 @@ func TestRestoreByHandRefuses(t *testing.T) {
 		"damaged archive":     {manifest, filepath.Join(dir, "new"), "an archive is damaged or missing"},
 		"no manifest":         {filepath.Join(dir, "202001010101_9_alation_backup.json"), filepath.Join(dir, "new"), "is not a file"},
 		"target is not empty": {manifest, full, "is not empty"},
+		"target in quotes":    {manifest, filepath.Join(dir, "new 'x"), "choose a target of plain letters"},
 		"some other file":     {filepath.Join(dir, "full", "x"), filepath.Join(dir, "new"), "is not a file"},
 	} {
 		t.Run(name, func(t *testing.T) {
