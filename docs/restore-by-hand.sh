@@ -63,7 +63,7 @@ repo=$target/unpacked/postgres/pgbackrest
 
 step "PostgreSQL: pgbackrest restore"
 labels=("$repo"/backup/catalog/*F/)
-[ ${#labels[@]} = 1 ] && [ -d "${labels[0]}" ] || die "$repo/backup/catalog should hold one full backup"
+if [ ${#labels[@]} != 1 ] || [ ! -d "${labels[0]}" ]; then die "$repo/backup/catalog should hold one full backup"; fi
 label=$(basename -- "${labels[0]}")
 data=$target/postgres/data
 mkdir -p -- "$target"/postgres/{data,tablespaces,socket} "$target"/postgres/pgbackrest/{log,lock,spool}
