@@ -81,39 +81,45 @@ func restoreSet(ctx context.Context, g *globals, what string, f *restoreFlags) e
 	if err != nil {
 		return err
 	}
+	show := newProgress(os.Stderr, g.json)
+	result := &restore.Result{Target: f.target, Parts: []string{}, Notes: []string{}, Warnings: []string{}, Next: []string{}}
 	s, err := openSet(ctx, g, what, f.dir)
+	if err == nil {
+		result, err = restore.Restore(ctx, s, restore.Options{Target: f.target, Only: f.only, Bus: bus, FinalRetention: f.finalRetention,
+			Runner: backup.NewRunner(""), Phase: show.phase, Now: time.Now})
+	}
+	show.end()
+	if perr := g.printRestored(result, err); perr != nil {
+		return perr
+	}
 	if err != nil {
 		return coded(err)
 	}
-	show := newProgress(os.Stderr, g.json)
-	result, err := restore.Restore(ctx, s, restore.Options{Target: f.target, Only: f.only, Bus: bus, FinalRetention: f.finalRetention,
-		Runner: backup.NewRunner(""), Phase: show.phase, Now: time.Now})
-	show.end()
+	if len(result.Warnings) > 0 {
+		return exit.Silent(exit.Warnings)
+	}
+	return nil
+}
+
+// printRestored prints what came of a restore; the error itself is printed by exit.
+func (g *globals) printRestored(r *restore.Result, err error) error {
 	var damaged *restore.DamagedError
 	errors.As(err, &damaged)
-	if g.json {
-		v := restoreValue{Result: result, Damage: []restore.Damage{}}
+	switch {
+	case g.json:
+		v := restoreValue{Result: r, Damage: []restore.Damage{}}
 		if err != nil {
 			text := err.Error()
 			v.Error = &text
 		}
 		if damaged != nil {
-			v.Damage = damaged.Damage
+			v.Set, v.Damage = damaged.Set, damaged.Damage
 		}
-		if err := exit.JSON(os.Stdout, v); err != nil {
-			return err
-		}
-	} else if damaged != nil {
+		return exit.JSON(os.Stdout, v)
+	case damaged != nil:
 		printDamage(os.Stderr, damaged.Damage, damaged.Total)
-	}
-	if err != nil {
-		return coded(err)
-	}
-	if !g.json {
-		printResult(os.Stdout, result)
-	}
-	if len(result.Warnings) > 0 {
-		return exit.Silent(exit.Warnings)
+	case err == nil:
+		printResult(os.Stdout, r)
 	}
 	return nil
 }

@@ -157,6 +157,9 @@ func (s waiting) prepare(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) archive(ctx context.Context, a *Attempt) error {
+	if _, ok := s.dir.Standing(a.Run.ID, set.ID(a.Run.Set)); ok {
+		return nil
+	}
 	in, err := s.dir.ReadIntent(a.Run.ID)
 	if err != nil {
 		return err

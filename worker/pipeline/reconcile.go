@@ -31,6 +31,8 @@ const (
 	leaderTTL = 4 * time.Second
 	// goneGrace is how long a missing staging may mean that a live attempt is about to notice.
 	goneGrace = 5 * time.Second
+	// claimGrace is how long a task may be out of the queue before it is claimed.
+	claimGrace = 5 * time.Second
 )
 
 // NewReconciler makes the reconciler of a worker; it looks every interval.
@@ -158,7 +160,10 @@ func (r *Reconciler) lead(ctx context.Context, rec run.Record) error {
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStateArchived && rec.Stage == run.Cleanup,
-		info.State == asynq.TaskStateCompleted && !claimed:
+		info.State == asynq.TaskStateCompleted && !claimed,
+		// Taken out of the queue and not claimed: its worker died in between. asynq
+		// would take minutes to notice; a worker that is only slow finds its claim stale.
+		info.State == asynq.TaskStateActive && !claimed && p.Now().Sub(rec.Updated) > claimGrace:
 		return r.anew(ctx, rec)
 	case info.State == asynq.TaskStateArchived && !claimed:
 		return r.e.stopRun(ctx, rec, run.Failed, fmt.Sprintf("the task of stage %s was archived by hand, or by asynq (%s)", rec.Stage, info.LastErr))

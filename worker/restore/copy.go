@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -166,12 +168,12 @@ func difference(at string, a, b any) string {
 		if !ok {
 			return at
 		}
-		for k := range y {
+		for _, k := range slices.Sorted(maps.Keys(y)) {
 			if _, ok := x[k]; !ok {
 				return at + "." + k
 			}
 		}
-		for k := range x {
+		for _, k := range slices.Sorted(maps.Keys(x)) {
 			if _, ok := y[k]; !ok {
 				return at + "." + k
 			}

@@ -100,6 +100,11 @@ func Restore(ctx context.Context, s *Set, o Options) (*Result, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if s.copied { // that the manifest itself is damaged, which is noted, keeps nobody from what the archives hold
+		whole := *s
+		whole.before = nil
+		s = &whole
+	}
 	j := &job{o: o, s: s, result: &Result{Set: s.Manifest.Set, Target: o.Target, Parts: []string{}, Notes: []string{}, Warnings: []string{}, Next: []string{}}}
 	err := j.run(ctx)
 	if err != nil && j.begun {

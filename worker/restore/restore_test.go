@@ -193,6 +193,8 @@ func TestDamagedManifest(t *testing.T) {
 	r, err := Verify(t.Context(), s, VerifyOptions{})
 	require.NoError(t, err)
 	require.Len(t, r.Damage, 1, "%v", r.Damage)
+	v := source.restore(t, filepath.Join(dir, source.id().MainName()), "--only", "eventbus,files", "--target", filepath.Join(scratch(t), "new"))
+	require.Contains(t, strings.Join(v.Notes, "\n"), "is damaged: its copy")
 
 	require.NoError(t, os.WriteFile(source.manifest(dir), []byte(strings.Replace(string(text), `"version": 1,`, `"version": 2,`, 1)), 0o600))
 	for _, verb := range [][]string{{"verify"}, {"restore", "--target", filepath.Join(dir, "new")}} {
