@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"os/user"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,7 +37,8 @@ func runCommand(g *globals) *cobra.Command {
 		Short: "The daemon: take runs out of the queue and make sets",
 		Long: `The daemon. It takes the runs of its instance out of the queue, makes the sets,
 cleans up after failures, and with redis: embedded keeps the Redis server too.
-SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.`,
+SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.
+With --json the log is JSON, a line an event, on stderr.`,
 		Example: "  worker run --config /etc/catalog-backup/config.yaml",
 		Args:    exit.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,6 +48,9 @@ SIGTERM hands a stage that is under way on to the next worker; it counts as no f
 			}
 			if err := c.ForWorker(); err != nil {
 				return err
+			}
+			if g.json {
+				c.Log.Format = "json"
 			}
 			return daemon(cmd.Context(), c)
 		},
@@ -58,6 +62,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := logger(c)
+	limitMemory()
 	if err := prepareStateDir(c); err != nil {
 		return err
 	}
@@ -132,15 +137,11 @@ func prepareStateDir(c *config.Config) error {
 	bad := func(err error) error {
 		return exit.Withf(exit.Usage, "prepare state_dir %s: %w; give it to the worker's user, or set state_dir to another", c.StateDir, err)
 	}
-	_, err := os.Lstat(c.StateDir)
-	made := errors.Is(err, os.ErrNotExist)
 	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
 		return bad(err)
 	}
-	if made || c.StateGroup != "" {
-		if err := os.Chmod(c.StateDir, 0o750); err != nil {
-			return bad(err)
-		}
+	if err := os.Chmod(c.StateDir, 0o750); err != nil { // whatever the umask, and whoever made it
+		return bad(err)
 	}
 	if c.StateGroup == "" {
 		return nil
@@ -184,6 +185,18 @@ func checkRedis(ctx context.Context, c *config.Config, rdb *redis.Client, log *l
 		log.Warn(w)
 	}
 	return nil
+}
+
+// limitMemory keeps the worker small beside the catalog: it handles streams, and
+// what it holds at a time is bounded. GOGC and GOMEMLIMIT win, as always.
+func limitMemory() {
+	const soft = 96 << 20 // bytes of Go's own memory, from which on it is collected eagerly
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(soft)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // priority is for this process and, since they inherit it, the tools it starts. The

@@ -31,6 +31,9 @@ type dumper struct {
 // has of it is listed in Discarded. One deleted after it was read stays in the
 // set, as it was at the cut, with a warning.
 func Dump(ctx context.Context, o Options, pos *Positions, sink Sink, p stage.Progress) (*set.EventBus, stage.Findings, error) {
+	if pos == nil {
+		return nil, stage.Findings{}, stage.Permanentf("eventbus: the consumers' positions were not read before the dump; run the backup again")
+	}
 	o = o.withDefaults()
 	c, err := connect(ctx, o, o.Budget)
 	if err != nil {

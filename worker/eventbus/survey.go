@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"catalog-backup/worker/stage"
 )
@@ -99,7 +100,7 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 			})
 		})
 		// Before Kafka 3.2 a refusal is an empty answer without an error.
-		s.checked = derr == nil && (seen > 0 || slices.Contains(md.AuthorizedOperations, kadm.OpDescribe))
+		s.checked = derr == nil && (seen > 0 || c.mayDescribeCluster(ctx))
 		if !s.checked {
 			if unchecked = derr; unchecked == nil {
 				unchecked = errors.New("the brokers do not tell what is on their disks")
@@ -132,19 +133,40 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 	}
 }
 
-// existing leaves those of the topics that are on disk but known to be deleted out.
+// mayDescribeCluster asks for the right to look at all of the bus.
+func (c *client) mayDescribeCluster(ctx context.Context) bool {
+	req := kmsg.NewPtrDescribeClusterRequest()
+	req.IncludeClusterAuthorizedOperations = true
+	resp, err := req.RequestWith(ctx, c.Client)
+	if err != nil || resp.ErrorCode != 0 || resp.ClusterAuthorizedOperations < 0 { // not told
+		return false
+	}
+	return slices.Contains(kadm.DecodeACLOperations(resp.ClusterAuthorizedOperations), kadm.OpDescribe)
+}
+
+// existing leaves those of the topics out that are on disk but known to be
+// deleted. It asks without kadm, which makes one topic's refusal an error of all.
 func (c *client) existing(ctx context.Context, topics []string) ([]string, error) {
 	if len(topics) == 0 {
 		return nil, nil
 	}
-	md, err := c.metadata(ctx, topics...)
-	if err != nil {
-		return nil, err
+	req := kmsg.NewPtrMetadataRequest()
+	for _, t := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(t)
+		req.Topics = append(req.Topics, rt)
 	}
-	return slices.DeleteFunc(topics, func(t string) bool {
-		d, ok := md.Topics[t]
-		return ok && errors.Is(d.Err, kerr.UnknownTopicOrPartition)
-	}), nil
+	resp, err := req.RequestWith(ctx, c.Client)
+	if err != nil {
+		return nil, fmt.Errorf("asking for topics by name: %w", c.explain(err))
+	}
+	deleted := map[string]bool{}
+	for _, t := range resp.Topics {
+		if t.Topic != nil && t.ErrorCode == kerr.UnknownTopicOrPartition.Code {
+			deleted[*t.Topic] = true
+		}
+	}
+	return slices.DeleteFunc(topics, func(t string) bool { return deleted[t] }), nil
 }
 
 // dropUnreadable takes topics that cannot be read out of the survey.

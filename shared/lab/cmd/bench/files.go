@@ -42,7 +42,7 @@ func (b *bench) files(ctx context.Context) (err error) {
 		if err != nil {
 			return sample{}, err
 		}
-		s := sample{cpu: treeCPU(p.worker.Process.Pid) - before, memory: peakMemory(p.worker.Process.Pid)}
+		s := sample{cpu: treeCPU(p.worker.Process.Pid) - before, stages: o.stages, memory: peakMemory(p.worker.Process.Pid)}
 		took := timed(unix.Sync)
 		s.seconds = o.stages["prepare"] + o.stages["archive"] + took
 		s.bytes, err = o.size()

@@ -6,7 +6,7 @@
 // SIZE (GB, default 4), ROUNDS (default 3) and BENCH_DIR (default
 // /var/tmp/catalog-backup-bench, where the data set stays for the next time) are taken
 // from the environment. It runs in the top of a checkout after `make build`; .ci/bench
-// sees to that. The method and the bars: docs/developing.md and issue 3, section 9.
+// sees to that.
 package main
 
 import (

@@ -20,10 +20,11 @@ import (
 // sample is what one measurement gave.
 type sample struct {
 	seconds float64
-	cpu     float64 // seconds, children and the server's share included
-	bytes   int64   // what came out
-	queue   float64 // seconds of the run in which no stage was at work
-	memory  int64   // peak of our process without its children, bytes; 0: not measured
+	cpu     float64            // seconds, children and the server's share included
+	bytes   int64              // what came out
+	queue   float64            // seconds of the run in which no stage was at work
+	memory  int64              // peak of our process without its children, bytes; 0: not measured
+	stages  map[string]float64 // seconds of each stage of our run
 }
 
 // contender is one way to do the job.

@@ -110,7 +110,7 @@ func (p *product) whole(pg *lab.PG) *contender {
 		if err != nil {
 			return sample{}, err
 		}
-		s := sample{cpu: treeCPU(p.worker.Process.Pid) + treeCPU(pg.PID()) - before, queue: o.idle(), memory: peakMemory(p.worker.Process.Pid)}
+		s := sample{cpu: treeCPU(p.worker.Process.Pid) + treeCPU(pg.PID()) - before, queue: o.idle(), stages: o.stages, memory: peakMemory(p.worker.Process.Pid)}
 		s.bytes, err = o.size()
 		return s, err
 	}}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -62,6 +65,12 @@ func (r *report) show() error {
 		if err := w.Flush(); err != nil {
 			return err
 		}
+		if text := s.rows[0].stages(); text != "" {
+			fmt.Printf("  our stages, seconds: %s\n", text)
+		}
+	}
+	if len(r.bars) == 0 {
+		return nil
 	}
 	fmt.Println("\nbars (set for SIZE=4)")
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -73,4 +82,22 @@ func (r *report) show() error {
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", verdict, b.what, b.got)
 	}
 	return w.Flush()
+}
+
+// stages gives the medians of the stages of our runs, the longest first.
+func (c *contender) stages() string {
+	names := map[string]bool{}
+	for _, s := range c.samples {
+		for name := range s.stages {
+			names[name] = true
+		}
+	}
+	took := func(name string) float64 {
+		return c.median(func(s sample) float64 { return s.stages[name] })
+	}
+	sorted := slices.SortedFunc(maps.Keys(names), func(a, b string) int { return cmp.Or(cmp.Compare(took(b), took(a)), cmp.Compare(a, b)) })
+	for i, name := range sorted {
+		sorted[i] = fmt.Sprintf("%s %.2f", name, took(name))
+	}
+	return strings.Join(sorted, ", ")
 }

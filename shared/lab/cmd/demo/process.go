@@ -67,10 +67,11 @@ func (d *demo) command(ctx context.Context, name string, args ...string) *exec.C
 	cmd.Env = environment()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if name == "lab" {
 		cmd.Env = append(cmd.Env, "LAB_KFAKED="+d.program("kfaked")) // built by .ci/demo
 		// Ctrl-C is for us: half started, it would leave its server behind.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.SysProcAttr.Setpgid = true
 	}
 	return cmd
 }
