@@ -31,6 +31,9 @@ type dumper struct {
 // has of it is listed in Discarded. One deleted after it was read stays in the
 // set, as it was at the cut, with a warning.
 func Dump(ctx context.Context, o Options, pos *Positions, sink Sink, p stage.Progress) (*set.EventBus, stage.Findings, error) {
+	if pos == nil {
+		return nil, stage.Findings{}, stage.Permanentf("eventbus: the consumers' positions were not read before the dump; this is an error of the program")
+	}
 	o = o.withDefaults()
 	c, err := connect(ctx, o, o.Budget)
 	if err != nil {
@@ -202,10 +205,11 @@ func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBu
 		return err
 	}
 	for _, t := range topics {
-		if t.gone.Load() {
+		now, ok := md.Topics[t.Name]
+		ok = ok && !isUnknownTopic(now.Err)
+		if t.gone.Load() && !ok {
 			continue
 		}
-		now, ok := md.Topics[t.Name]
 		if !ok {
 			if err := d.confirmGone(ctx, t); err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"catalog-backup/worker/stage"
 )
@@ -47,7 +48,7 @@ func (c *client) look(ctx context.Context) (*survey, stage.Findings, error) {
 		}
 	}
 	if !s.checked {
-		f.Warn("eventbus: whether all topics are visible could not be checked (%v); grant the user DESCRIBE on Cluster", why)
+		f.Warn("eventbus: whether all topics and groups are visible could not be checked (%v); grant the user DESCRIBE on Cluster", why)
 	}
 	if err := c.dropUnreadable(s, &f); err != nil {
 		return nil, f, err
@@ -98,8 +99,9 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 				s.sizes[p.Topic][p.Partition] = max(s.sizes[p.Topic][p.Partition], p.Size)
 			})
 		})
-		// Before Kafka 3.2 a refusal is an empty answer without an error.
-		s.checked = derr == nil && (seen > 0 || slices.Contains(md.AuthorizedOperations, kadm.OpDescribe))
+		// Before Kafka 3.2 a refusal is an empty answer without an error, and a broker
+		// whose disks are empty may answer the same (kfake does): the rights decide.
+		s.checked = derr == nil && (seen > 0 || c.mayDescribe(ctx, md))
 		if !s.checked {
 			if unchecked = derr; unchecked == nil {
 				unchecked = errors.New("the brokers do not tell what is on their disks")
@@ -130,6 +132,23 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 			return nil, nil, nil, err
 		}
 	}
+}
+
+// mayDescribe tells whether the principal has DESCRIBE on the cluster. Until
+// metadata version 10 (Kafka 2.7) its answer says so, since then DescribeCluster
+// does (KIP-700). Without access control every right is listed.
+func (c *client) mayDescribe(ctx context.Context, md kadm.Metadata) bool {
+	ops := md.AuthorizedOperations
+	if len(ops) == 0 {
+		req := kmsg.NewPtrDescribeClusterRequest()
+		req.IncludeClusterAuthorizedOperations = true
+		resp, err := req.RequestWith(ctx, c.Client)
+		if err != nil || resp.ErrorCode != 0 {
+			return false
+		}
+		ops = kadm.DecodeACLOperations(resp.ClusterAuthorizedOperations)
+	}
+	return slices.Contains(ops, kadm.OpDescribe) || slices.Contains(ops, kadm.OpAll)
 }
 
 // existing leaves those of the topics that are on disk but known to be deleted out.
