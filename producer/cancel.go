@@ -19,7 +19,7 @@ func (a *app) cancel(name string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cancel [RUN]",
 		Short: "Stop a run",
-		Long: `Stop a run; without RUN the open one. The worker stops within seconds and restores
+		Long: `Stop a run; without RUN the open one, else the last. The worker stops within seconds and restores
 the state before the run; with --wait the command ends after that. Exits 0 when the
 cancel was asked for or the run is cancelled, and 1 when it comes too late: a set
 that is committed stays, and the run ends well.`,
@@ -34,9 +34,6 @@ that is committed stays, and the run ends well.`,
 			r, err := c.find(cmd.Context(), args)
 			if err != nil {
 				return err
-			}
-			if len(args) == 0 && r.State.Over() {
-				return exit.Withf(exit.NotFound, "instance %s has no open run; the last one, %s, has ended: %s", r.Instance, r.ID, r.State)
 			}
 			return a.ask(cmd.Context(), c, r, wait, reconnect)
 		},
@@ -89,9 +86,7 @@ func answerOf(reply string, r run.Record) string {
 	switch {
 	case r.State == run.Cancelled:
 		return answerCancelled
-	case r.State == run.Failed:
-		return answerOver
-	case reply == run.CancelLate, r.State == run.Succeeded && reply == run.CancelAsked:
+	case reply == run.CancelLate, r.State == run.Succeeded:
 		return answerTooLate
 	case r.State.Over():
 		return answerOver

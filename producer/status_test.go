@@ -94,7 +94,7 @@ func TestCancelVerb(t *testing.T) {
 			r := s.claim(s.reload(id))
 			require.NoError(s.t, s.store.Holds(context.Background(), id, r.Fence, r.Epoch, true))
 		}, exit.Other, answerTooLate, "too late"},
-		"succeeded": {func(s *site, id string) { s.succeed(s.reload(id), facts) }, exit.Other, answerOver, "has ended already: succeeded"},
+		"succeeded": {func(s *site, id string) { s.succeed(s.reload(id), facts) }, exit.Other, answerTooLate, "too late"},
 		"failed":    {func(s *site, id string) { s.fail(s.reload(id), "x") }, exit.Other, answerOver, "has ended already: failed"},
 		"cancelled": {func(s *site, id string) { require.Zero(s.t, s.do("cancel", id).code) }, exit.Good, answerCancelled, "is cancelled"},
 	} {
@@ -121,13 +121,14 @@ func TestCancelVerb(t *testing.T) {
 	}
 }
 
-func TestCancelWithoutRunTakesOnlyAnOpenOne(t *testing.T) {
+func TestCancelWithoutRun(t *testing.T) {
 	s := newSite(t)
+	require.Equal(t, exit.NotFound, s.do("cancel").code)
 	id := strings.TrimSpace(s.do("backup-all").out)
 	s.succeed(s.reload(id), facts)
 	r := s.do("cancel")
-	require.Equal(t, exit.NotFound, r.code)
-	require.Contains(t, r.err, "no open run")
+	require.Equal(t, exit.Other, r.code)
+	require.Contains(t, r.err, "too late")
 	s.do("backup-all")
 	require.Zero(t, s.do("cancel").code)
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/archive"
 	"catalog-backup/worker/dump"
@@ -33,25 +32,24 @@ var notCovered = []string{
 func (s pack) Name() string { return archiveStage }
 
 func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
+	id := set.ID(a.Run.Set)
+	if m, ok := s.Dir.Standing(a.Run.ID, id); ok { // an earlier attempt died after its commit
+		return nil, s.tell(ctx, a, m)
+	}
 	in, err := s.Dir.ReadIntent(a.Run.ID)
 	if err != nil {
 		return nil, err
 	}
-	if in.Commit != nil && !s.Dir.Committed(in) {
+	if in.Commit != nil { // … or in the middle of it
 		if err := a.Holds(ctx, true); err != nil {
 			return nil, err
 		}
-	}
-	stands, err := s.Dir.Recover(ctx, a.Run.ID, true) // a commit that was cut short
-	if err != nil {
-		return nil, err
-	}
-	if stands {
-		m, err := set.ReadHead(filepath.Join(s.Dir.Dump, in.Set.ManifestName()))
-		if err != nil {
+		if _, err := s.Dir.Recover(ctx, a.Run.ID, true); err != nil {
 			return nil, err
 		}
-		return nil, s.tell(ctx, a, m)
+		if m, ok := s.Dir.Standing(a.Run.ID, id); ok {
+			return nil, s.tell(ctx, a, m)
+		}
 	}
 	var m set.Manifest
 	for _, name := range []string{in.Set.MainName(), in.Set.ManifestName()} {
@@ -76,12 +74,7 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 
 // tell shows the set in the run's record. It is committed by now: nothing can take it back.
 func (s pack) tell(ctx context.Context, a *pipeline.Attempt, m *set.Manifest) error {
-	f := run.Facts{Set: m.Set, Manifest: filepath.Join(s.Dir.Dump, set.ID(m.Set).ManifestName()), Archives: []string{},
-		Warnings: append([]string{}, m.Warnings...), Notes: append([]string{}, m.Notes...)}
-	for _, x := range m.Archives {
-		f.Archives = append(f.Archives, filepath.Join(s.Dir.Dump, x.Name))
-	}
-	return a.Note(context.WithoutCancel(ctx), f)
+	return a.Note(context.WithoutCancel(ctx), pipeline.SetFacts(s.Dir, m))
 }
 
 // job is one attempt at writing the archives.

@@ -94,8 +94,18 @@ func inode(fi os.FileInfo) uint64 {
 
 // Committed tells whether the manifest of the run's set is in place.
 func (d *Directory) Committed(in Intent) bool {
-	m, err := set.ReadHead(filepath.Join(d.Dump, in.Set.ManifestName()))
-	return err == nil && m.Run == in.Run
+	_, ok := d.Standing(in.Run, in.Set)
+	return ok
+}
+
+// Standing finds the committed set of a run by its manifest alone: the intent may
+// be gone already. The manifest comes without its list of files.
+func (d *Directory) Standing(runID string, id set.ID) (*set.Manifest, bool) {
+	if _, err := set.ParseID(string(id)); err != nil {
+		return nil, false
+	}
+	m, err := set.ReadHead(filepath.Join(d.Dump, id.ManifestName()))
+	return m, err == nil && m.Run == runID
 }
 
 // Recover looks at a run whose worker died in the commit. With forward it finishes

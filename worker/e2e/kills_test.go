@@ -20,6 +20,7 @@ import (
 type kill struct {
 	name  string
 	stage string
+	hang  bool          // the bus hangs meanwhile, so that a stage that is over in no time lasts
 	after time.Duration // into the stage
 	do    func(s *site, id string)
 	mend  func(s *site) // what a supervisor or an administrator would do
@@ -84,15 +85,13 @@ func (s *site) redisProcesses() map[int]bool {
 
 func kills() []kill {
 	redisKilled := func(s *site, _ string) { require.Positive(s.t, s.killRedis(), "no redis-server was there to kill") }
-	frozen := func(then func(*site, string)) func(*site, string) { // the bus hangs, so that the stage lasts
-		return func(s *site, id string) { then(s, id); require.NoError(s.t, s.bus.Cont()) }
-	}
+	thaw := func(s *site) { require.NoError(s.t, s.bus.Cont()); restart(s) }
 	return []kill{
-		{name: "worker, in prepare, the bus hanging", stage: "prepare", after: 100 * time.Millisecond, do: frozen(workerKilled), mend: restart, want: run.Succeeded},
+		{name: "worker, in prepare, the bus hanging", stage: "prepare", hang: true, after: 100 * time.Millisecond, do: workerKilled, mend: thaw, want: run.Succeeded},
 		{name: "worker, as postgres begins", stage: "postgres", do: workerKilled, mend: restart, want: run.Succeeded},
 		{name: "worker, while pgbackrest copies", stage: "postgres", after: 1700 * time.Millisecond, do: workerKilled, mend: restart, want: run.Succeeded},
 		{name: "worker and keepers at once, while pgbackrest copies", stage: "postgres", after: 1700 * time.Millisecond, do: keepersToo, mend: restart, want: run.Succeeded},
-		{name: "worker, in eventbus, the bus hanging", stage: "eventbus", after: 200 * time.Millisecond, do: frozen(workerKilled), mend: restart, want: run.Succeeded},
+		{name: "worker, in eventbus, the bus hanging", stage: "eventbus", hang: true, after: 200 * time.Millisecond, do: workerKilled, mend: thaw, want: run.Succeeded},
 		{name: "worker, as archive begins", stage: "archive", do: workerKilled, mend: restart, want: run.Succeeded},
 		{name: "worker, in archive", stage: "archive", after: 150 * time.Millisecond, do: workerKilled, mend: restart, want: run.Succeeded},
 		{name: "SIGTERM to the worker, in postgres", stage: "postgres", after: time.Second, do: func(s *site, _ string) { s.termWorker() }, mend: restart, want: run.Succeeded},
@@ -102,7 +101,7 @@ func kills() []kill {
 			mend: func(s *site) { require.NoError(s.t, s.pg.Start()) }, want: run.Succeeded},
 		{name: "embedded Redis, in postgres", stage: "postgres", after: time.Second, do: redisKilled, want: run.Succeeded},
 		{name: "embedded Redis, in archive", stage: "archive", after: 50 * time.Millisecond, do: redisKilled, want: run.Succeeded},
-		{name: "broker, in eventbus, back after a second", stage: "eventbus", do: func(s *site, _ string) { require.NoError(s.t, s.bus.Kill9()) },
+		{name: "broker, in eventbus, back after a second", stage: "eventbus", hang: true, do: func(s *site, _ string) { require.NoError(s.t, s.bus.Kill9()) },
 			mend: func(s *site) { time.Sleep(time.Second); require.NoError(s.t, s.bus.Start()) }, want: run.Succeeded},
 		{name: "broker, in postgres, away for good", stage: "postgres", do: func(s *site, _ string) { require.NoError(s.t, s.bus.Kill9()) }, want: run.Failed},
 		{name: "everything at once (power), in postgres", stage: "postgres", after: 1700 * time.Millisecond, do: powerLoss, mend: restart, want: run.Succeeded},
@@ -129,13 +128,12 @@ func TestKills(t *testing.T) {
 	s.startWorker()
 	table := []string{}
 	for _, k := range kills() {
-		hangs := strings.Contains(k.name, "hanging")
 		begin := time.Now()
-		if hangs && k.stage == "prepare" {
+		if k.hang && k.stage == "prepare" {
 			require.NoError(t, s.bus.Stop())
 		}
 		id := s.begin()
-		if hangs && k.stage != "prepare" {
+		if k.hang && k.stage != "prepare" {
 			s.inStage(id, "postgres")
 			require.NoError(t, s.bus.Stop())
 		}

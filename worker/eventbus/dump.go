@@ -32,7 +32,7 @@ type dumper struct {
 // set, as it was at the cut, with a warning.
 func Dump(ctx context.Context, o Options, pos *Positions, sink Sink, p stage.Progress) (*set.EventBus, stage.Findings, error) {
 	if pos == nil {
-		return nil, stage.Findings{}, stage.Permanentf("eventbus: the consumers' positions were not read before the dump; this is an error of the program")
+		return nil, stage.Findings{}, stage.Permanentf("eventbus: the consumers' positions were not read before the dump; run the backup again")
 	}
 	o = o.withDefaults()
 	c, err := connect(ctx, o, o.Budget)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -86,7 +85,10 @@ func Load(ctx context.Context, o Options, e *set.EventBus, src Source, lo LoadOp
 	defer c.Close()
 	l := &loader{client: c, lo: lo, held: map[string][]string{}, at: map[place]int64{}}
 	if err := l.load(ctx, e, src); err != nil {
-		return nil, errors.Join(err, l.undo(ctx))
+		if uerr := l.undo(ctx); uerr != nil {
+			return nil, fmt.Errorf("%w; %w", err, uerr)
+		}
+		return nil, err
 	}
 	return &l.out, nil
 }

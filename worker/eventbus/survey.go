@@ -143,7 +143,7 @@ func (c *client) mayDescribe(ctx context.Context, md kadm.Metadata) bool {
 		req := kmsg.NewPtrDescribeClusterRequest()
 		req.IncludeClusterAuthorizedOperations = true
 		resp, err := req.RequestWith(ctx, c.Client)
-		if err != nil || resp.ErrorCode != 0 {
+		if err != nil || resp.ErrorCode != 0 || resp.ClusterAuthorizedOperations < 0 { // not told
 			return false
 		}
 		ops = kadm.DecodeACLOperations(resp.ClusterAuthorizedOperations)
@@ -151,19 +151,29 @@ func (c *client) mayDescribe(ctx context.Context, md kadm.Metadata) bool {
 	return slices.Contains(ops, kadm.OpDescribe) || slices.Contains(ops, kadm.OpAll)
 }
 
-// existing leaves those of the topics that are on disk but known to be deleted out.
+// existing leaves those of the topics out that are on disk but known to be
+// deleted. It asks without kadm, which makes one topic's refusal an error of all.
 func (c *client) existing(ctx context.Context, topics []string) ([]string, error) {
 	if len(topics) == 0 {
 		return nil, nil
 	}
-	md, err := c.metadata(ctx, topics...)
-	if err != nil {
-		return nil, err
+	req := kmsg.NewPtrMetadataRequest()
+	for _, t := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(t)
+		req.Topics = append(req.Topics, rt)
 	}
-	return slices.DeleteFunc(topics, func(t string) bool {
-		d, ok := md.Topics[t]
-		return ok && errors.Is(d.Err, kerr.UnknownTopicOrPartition)
-	}), nil
+	resp, err := req.RequestWith(ctx, c.Client)
+	if err != nil {
+		return nil, fmt.Errorf("asking for topics by name: %w", c.explain(err))
+	}
+	deleted := map[string]bool{}
+	for _, t := range resp.Topics {
+		if t.Topic != nil && t.ErrorCode == kerr.UnknownTopicOrPartition.Code {
+			deleted[*t.Topic] = true
+		}
+	}
+	return slices.DeleteFunc(topics, func(t string) bool { return deleted[t] }), nil
 }
 
 // dropUnreadable takes topics that cannot be read out of the survey.

@@ -19,10 +19,10 @@ func TestLeftoverOfNobody(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left)
 	require.NoError(t, EndLeftover(t.Context(), pidfile))
-	require.NoError(t, os.WriteFile(pidfile, []byte(`{"keeper":-1}`), 0o600))
-	require.ErrorContains(t, EndLeftover(t.Context(), pidfile), "damaged")
-	require.NoError(t, os.WriteFile(pidfile, nil, 0o600))
-	require.ErrorContains(t, EndLeftover(t.Context(), pidfile), "damaged")
+	for _, cut := range []string{`{"keeper":-1}`, `{"kee`, ""} { // by a crash of the machine, which ended the processes too
+		require.NoError(t, os.WriteFile(pidfile, []byte(cut), 0o600))
+		require.NoError(t, EndLeftover(t.Context(), pidfile))
+	}
 }
 
 func TestLeftoverOfDeadWorkerAndKeeper(t *testing.T) {

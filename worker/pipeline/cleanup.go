@@ -8,6 +8,7 @@ import (
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/dump"
 
 	"github.com/sirupsen/logrus"
 )
@@ -15,14 +16,22 @@ import (
 // cleanup restores the state before the run and ends it. It is claimed like any
 // stage, so that it runs under the lock, fenced, and counts once.
 func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
-	stands, err := e.p.Dir.Clean(ctx, r.ID, false)
+	_, err := e.p.Dir.Clean(ctx, r.ID, false)
 	if err != nil {
 		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
 		return e.report(ctx, r, "", err)
 	}
 	ctx, stop := e.untilStopped(ctx)
 	defer stop()
-	err = e.untilAnswer(ctx, func(ctx context.Context) error { return e.p.Store.Cleaned(ctx, r, r.Fence, stands) })
+	m, stands := e.p.Dir.Standing(r.ID, set.ID(r.Set))
+	err = e.untilAnswer(ctx, func(ctx context.Context) error {
+		if stands {
+			if err := e.p.Store.Note(ctx, r.ID, r.Fence, SetFacts(e.p.Dir, m)); err != nil {
+				return err
+			}
+		}
+		return e.p.Store.Cleaned(ctx, r, r.Fence, stands)
+	})
 	if err != nil {
 		return err
 	}
@@ -34,6 +43,16 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	e.p.Log.WithFields(logrus.Fields{"run": r.ID, "ending": r.Ending, "error": r.Error}).Warn("the run did not make a set; its staging is gone")
 	e.ended(ctx)
 	return nil
+}
+
+// SetFacts are what a run's record says of its set.
+func SetFacts(d *dump.Directory, m *set.Manifest) run.Facts {
+	f := run.Facts{Set: m.Set, Manifest: filepath.Join(d.Dump, set.ID(m.Set).ManifestName()), Archives: []string{},
+		Warnings: append([]string{}, m.Warnings...), Notes: append([]string{}, m.Notes...)}
+	for _, x := range m.Archives {
+		f.Archives = append(f.Archives, filepath.Join(d.Dump, x.Name))
+	}
+	return f
 }
 
 const endName = "end.json"

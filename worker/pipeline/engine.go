@@ -161,7 +161,7 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 		}
 		return e.forward(ctx, r)
 	default:
-		return nil
+		return e.leaveNothing(ctx, r.ID)
 	}
 	if r, err = e.p.Store.Get(ctx, r.ID); err != nil {
 		return err
@@ -175,6 +175,17 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 		return e.cleanup(ctx, r)
 	}
 	return e.attempt(ctx, r, lock)
+}
+
+// leaveNothing removes the staging that taking the lock has made again, if the run
+// ended just before. The caller holds the lock.
+func (e *Engine) leaveNothing(ctx context.Context, id string) error {
+	r, err := e.p.Store.Get(ctx, id)
+	if err != nil || !r.State.Over() {
+		return nil // the next task of the run, or the sweeper, finds it
+	}
+	_, err = e.p.Dir.Clean(ctx, id, r.State == run.Succeeded)
+	return err
 }
 
 // lock waits a moment: the reconciler takes the lock for an instant to see whether an attempt lives.

@@ -157,6 +157,9 @@ func (s waiting) prepare(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) archive(ctx context.Context, a *Attempt) error {
+	if _, ok := s.dir.Standing(a.Run.ID, set.ID(a.Run.Set)); ok {
+		return nil
+	}
 	in, err := s.dir.ReadIntent(a.Run.ID)
 	if err != nil {
 		return err
@@ -188,6 +191,7 @@ type ground struct {
 	store   *run.Store
 	opts    workerOptions
 	workers []*process
+	left    string // what clean last saw, for the message
 }
 
 func newGround(t *testing.T) *ground {
@@ -305,7 +309,7 @@ func (g *ground) eventually(limit time.Duration, what string, ok func() bool) {
 	deadline := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(deadline) {
-			g.t.Fatalf("not within %s: %s", limit, what)
+			g.t.Fatalf("not within %s: %s (%s)", limit, what, g.left)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -387,6 +391,9 @@ func (g *ground) clean(r run.Record) {
 					left = append(left, e.Name())
 				}
 			}
+		}
+		if len(left) > 0 {
+			g.left = strings.Join(left, " ")
 		}
 		return len(left) == 0
 	})

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"catalog-backup/shared/task"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -411,6 +413,58 @@ func TestForeignHandsOnTheQueue(t *testing.T) {
 	g.worker()
 	r = g.waitOver(r.ID, run.Failed, 10*time.Second)
 	require.Contains(t, r.Error, "archived by hand")
+}
+
+// A worker may die after its set stands and its staging is gone, before the record
+// says so. Then the set counts, whatever was asked for meanwhile.
+func TestKilledAfterTheCommit(t *testing.T) {
+	for _, cancelled := range []bool{false, true} {
+		g := newGround(t)
+		ctx := context.Background()
+		r := g.begin()
+		id := set.NewID(time.Now(), "1.2.3")
+		for _, name := range []string{"prepare", "postgres", "eventbus", "archive"} {
+			r = g.get(r.ID)
+			c, err := g.store.Claim(ctx, r.ID, name, r.Generation, "node1", time.Now().Add(time.Hour))
+			require.NoError(t, err)
+			require.Equal(t, "ok", c.Kind)
+			require.NoError(t, g.store.Note(ctx, r.ID, c.Fence, run.Facts{Set: string(id)}))
+			if name != "archive" {
+				_, err = g.store.Advance(ctx, r, name, c.Fence, map[string]string{"prepare": "postgres", "postgres": "eventbus", "eventbus": "archive"}[name], "x")
+				require.NoError(t, err)
+			}
+		}
+		m := set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Run: r.ID, Instance: "catalog", Warnings: []string{"mind"},
+			Archives: []set.Archive{{Kind: set.MainArchive, Name: id.MainName(), Size: 4}}}
+		b, err := json.Marshal(m)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(g.opts.Dump, id.MainName()), []byte("main"), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(g.opts.Dump, id.ManifestName()), b, 0o600))
+		if cancelled {
+			_, err := g.store.Stop(ctx, g.get(r.ID), 0, run.Cancelled, "cancelled", false)
+			require.NoError(t, err)
+		}
+		g.worker()
+		r = g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+		g.clean(r)
+		if cancelled {
+			require.Equal(t, []string{"mind"}, r.Warnings)
+			require.Equal(t, filepath.Join(g.opts.Dump, id.ManifestName()), r.Manifest)
+		}
+	}
+}
+
+// A worker may die after it took a task out of the queue and before it claimed the stage.
+func TestKilledBeforeTheClaim(t *testing.T) {
+	g := newGround(t)
+	r := g.begin()
+	ctx := context.Background()
+	id := task.ID(r.Epoch, task.Payload{Run: r.ID, Stage: FirstStage, Generation: 1})
+	require.Equal(t, id, g.rdb.RPopLPush(ctx, "asynq:{catalog}:pending", "asynq:{catalog}:active").Val())
+	require.NoError(t, g.rdb.ZAdd(ctx, "asynq:{catalog}:lease", redis.Z{Score: float64(time.Now().Add(30 * time.Second).Unix()), Member: id}).Err())
+	require.NoError(t, g.rdb.HSet(ctx, "asynq:{catalog}:t:"+id, "state", "active").Err())
+	g.worker()
+	g.clean(g.waitOver(r.ID, run.Succeeded, 10*time.Second))
 }
 
 func TestStagingRemovedUnderTheAttempt(t *testing.T) {

@@ -22,20 +22,22 @@ type Reconciler struct {
 	inspector *asynq.Inspector
 	worker    string
 	interval  time.Duration
-	gone      map[string]time.Time // runs whose staging is missing, since when
 	done      chan struct{}
 	stopped   chan struct{}
 }
 
 const (
 	leaderTTL = 4 * time.Second
-	// goneGrace is how long a missing staging may mean that a live attempt is about to notice.
+	// goneGrace is how old the last sign of an attempt must be whose staging is missing:
+	// one that lives gives a sign at every pulse, and ends when it notices.
 	goneGrace = 5 * time.Second
+	// claimGrace is how long a task may be out of the queue before it is claimed.
+	claimGrace = 5 * time.Second
 )
 
 // NewReconciler makes the reconciler of a worker; it looks every interval.
 func NewReconciler(e *Engine, in *asynq.Inspector, worker string, interval time.Duration) *Reconciler {
-	return &Reconciler{e: e, inspector: in, worker: worker, interval: interval, gone: map[string]time.Time{},
+	return &Reconciler{e: e, inspector: in, worker: worker, interval: interval,
 		done: make(chan struct{}), stopped: make(chan struct{})}
 }
 
@@ -106,15 +108,9 @@ func (r *Reconciler) deadAttempt(ctx context.Context, rec run.Record) error {
 	lock, err := r.e.p.Dir.Lock(rec.ID, false)
 	switch {
 	case errors.Is(err, dump.ErrHeld):
-		delete(r.gone, rec.ID)
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		since, seen := r.gone[rec.ID]
-		if !seen {
-			r.gone[rec.ID] = r.e.p.Now()
-			return nil
-		}
-		if r.e.p.Now().Sub(since) < goneGrace {
+		if r.e.p.Now().Sub(rec.Updated) < goneGrace {
 			return nil
 		}
 	case err != nil:
@@ -122,7 +118,6 @@ func (r *Reconciler) deadAttempt(ctx context.Context, rec run.Record) error {
 	default:
 		defer lock.Release()
 	}
-	delete(r.gone, rec.ID)
 	fresh, err := r.e.p.Store.Get(ctx, rec.ID)
 	if err != nil || fresh.Generation != rec.Generation || fresh.Claimed != rec.Claimed {
 		return err
@@ -158,7 +153,10 @@ func (r *Reconciler) lead(ctx context.Context, rec run.Record) error {
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStateArchived && rec.Stage == run.Cleanup,
-		info.State == asynq.TaskStateCompleted && !claimed:
+		info.State == asynq.TaskStateCompleted && !claimed,
+		// Taken out of the queue and not claimed: its worker died in between. asynq
+		// would take minutes to notice; a worker that is only slow finds its claim stale.
+		info.State == asynq.TaskStateActive && !claimed && p.Now().Sub(rec.Updated) > claimGrace:
 		return r.anew(ctx, rec)
 	case info.State == asynq.TaskStateArchived && !claimed:
 		return r.e.stopRun(ctx, rec, run.Failed, fmt.Sprintf("the task of stage %s was archived by hand, or by asynq (%s)", rec.Stage, info.LastErr))

@@ -1,0 +1,201 @@
+package restore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"catalog-backup/shared/set"
+	"catalog-backup/worker/archive"
+)
+
+// maxCopy bounds the manifest's copy in bytes: some three million files.
+const maxCopy = 1 << 30
+
+// prefixes tells what an archive was seen to hold.
+type prefixes struct{ main, bus bool }
+
+// readCopy reads through an archive to the copy of the manifest that it carries.
+func readCopy(ctx context.Context, path string) ([]byte, prefixes, error) {
+	var seen prefixes
+	r, err := archive.Open(path)
+	if err != nil {
+		return nil, seen, err
+	}
+	defer r.Close()
+	g := guarded{ctx: ctx, r: r}
+	for {
+		if err := ended(ctx); err != nil {
+			return nil, seen, err
+		}
+		h, err := r.Next()
+		if err == nil && h.Name == set.ManifestCopy && h.Kind == archive.Regular {
+			var text []byte
+			if h.Size > maxCopy {
+				err = fmt.Errorf("it has %d bytes, more than %d", h.Size, maxCopy)
+			} else {
+				text, err = io.ReadAll(g)
+			}
+			if err == nil {
+				return text, seen, nil
+			}
+		}
+		var damaged *archive.DamageError
+		switch {
+		case err == io.EOF && !seen.main && !seen.bus:
+			return nil, seen, fmt.Errorf("open archive %s: it holds no %s: it was not made by this program, and only the program that made it can restore it", path, set.ManifestCopy)
+		case err == io.EOF:
+			err = fmt.Errorf("%s is missing", set.ManifestCopy)
+		case errors.As(err, &damaged):
+			err = errors.New(inWords(damaged))
+		case err != nil:
+			return nil, seen, err
+		}
+		if err != nil {
+			id, _ := set.IDOfName(filepath.Base(path))
+			return nil, seen, &DamagedError{Set: string(id), Doing: "read the copy of the manifest in " + path, Total: 1,
+				Damage: []Damage{{Archive: filepath.Base(path), Entry: filepath.Base(path), Problem: err.Error()}},
+				Remedy: "without a manifest nothing can be checked or restored by this program: bring the manifest or the set's other archive"}
+		}
+		seen.main = seen.main || under(h.Name, set.PostgresRepo) || under(h.Name, set.PostgresConfig) || under(h.Name, set.FilesPrefix)
+		seen.bus = seen.bus || under(h.Name, set.EventBusPrefix)
+	}
+}
+
+// under tells whether an entry is the directory prefix or lies in it.
+func under(name, prefix string) bool {
+	return strings.HasPrefix(name, prefix) || name == strings.TrimSuffix(prefix, "/")
+}
+
+// inWords is what an archive's damage says without the archive's path.
+func inWords(d *archive.DamageError) string {
+	text := fmt.Sprintf("damaged near byte %d: %s", d.Offset, d.What)
+	if d.Err != nil {
+		text += ": " + d.Err.Error()
+	}
+	return text
+}
+
+// differs compares the manifest with the copy in an archive: they must say the same
+// but for the archives' sizes and SHA-256, which a copy cannot hold. It gives "" or
+// what differs first. A copy is written by the same code from the same values, so
+// mostly the bytes settle it; JSON that somebody wrote anew is compared by value.
+func differs(manifest, archived []byte) string {
+	a, b := aroundArchives(manifest), aroundArchives(archived)
+	if a != nil && b != nil && bytes.Equal(a.before, b.before) && bytes.Equal(a.after, b.after) &&
+		(bytes.Equal(a.list, b.list) || difference("archives", bare(value(a.list)), bare(value(b.list))) == "") {
+		return ""
+	}
+	x, y := value(manifest), value(archived)
+	if y == nil {
+		return "it is no JSON"
+	}
+	for _, v := range []any{x, y} {
+		if m, ok := v.(map[string]any); ok {
+			m["archives"] = bare(m["archives"])
+		}
+	}
+	if at := difference("", x, y); at != "" {
+		return fmt.Sprintf("it differs from the manifest at %s", at)
+	}
+	return ""
+}
+
+// around is a manifest's text cut at the list of its archives.
+type around struct{ before, list, after []byte }
+
+func aroundArchives(text []byte) *around {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil
+		}
+		from := d.InputOffset()
+		var skipped json.RawMessage
+		if err := d.Decode(&skipped); err != nil {
+			return nil
+		}
+		if key == "archives" {
+			to := d.InputOffset()
+			return &around{text[:from], text[to-int64(len(skipped)) : to], text[to:]}
+		}
+	}
+	return nil
+}
+
+func value(text []byte) any {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var v any
+	if d.Decode(&v) != nil {
+		return nil
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil
+	}
+	return v
+}
+
+// bare takes sizes and hashes out of a list of archives.
+func bare(v any) any {
+	list, _ := v.([]any)
+	for _, a := range list {
+		if m, ok := a.(map[string]any); ok {
+			delete(m, "size")
+			delete(m, "sha256")
+		}
+	}
+	return v
+}
+
+// difference gives the first place where two JSON values differ, "" for none.
+func difference(at string, a, b any) string {
+	switch x := a.(type) {
+	case map[string]any:
+		y, ok := b.(map[string]any)
+		if !ok {
+			return at
+		}
+		for _, k := range slices.Sorted(maps.Keys(y)) {
+			if _, ok := x[k]; !ok {
+				return at + "." + k
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(x)) {
+			if _, ok := y[k]; !ok {
+				return at + "." + k
+			}
+			if d := difference(at+"."+k, x[k], y[k]); d != "" {
+				return d
+			}
+		}
+		return ""
+	case []any:
+		y, ok := b.([]any)
+		if !ok || len(x) != len(y) {
+			return at
+		}
+		for i := range x {
+			if d := difference(fmt.Sprintf("%s[%d]", at, i), x[i], y[i]); d != "" {
+				return d
+			}
+		}
+		return ""
+	}
+	if !reflect.DeepEqual(a, b) {
+		return at
+	}
+	return ""
+}
