@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -58,6 +59,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := logger(c)
+	limitMemory()
 	if err := prepareStateDir(c); err != nil {
 		return err
 	}
@@ -184,6 +186,18 @@ func checkRedis(ctx context.Context, c *config.Config, rdb *redis.Client, log *l
 		log.Warn(w)
 	}
 	return nil
+}
+
+// limitMemory keeps the worker small beside the catalog: it handles streams, and
+// what it holds at a time is bounded. GOGC and GOMEMLIMIT win, as always.
+func limitMemory() {
+	const soft = 96 << 20 // bytes of Go's own memory, from which on it is collected eagerly
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(soft)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 // priority is for this process and, since they inherit it, the tools it starts. The

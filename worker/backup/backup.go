@@ -23,6 +23,10 @@ import (
 	"catalog-backup/worker/stage"
 )
 
+// segmentBytes is half of what a segment may have: each partition that is read at
+// a time holds one in memory.
+const segmentBytes = 8 << 20
+
 // Options are what the stages work with.
 type Options struct {
 	Config  *config.Config
@@ -76,7 +80,7 @@ func dsn(dsn, password string) string {
 func (o Options) eventBusOptions() eventbus.Options {
 	c := o.Config.EventBus
 	e := eventbus.Options{Brokers: c.Brokers, ClientID: "catalog-backup", AllowGaps: c.AllowGaps, Include: c.Include, Exclude: c.Exclude,
-		Parallel: c.Parallel, Budget: c.Budget, Now: o.Now, Logf: o.Logf}
+		Parallel: c.Parallel, SegmentBytes: segmentBytes, Budget: c.Budget, Now: o.Now, Logf: o.Logf}
 	if c.TLS.Enabled {
 		e.TLS = &eventbus.TLS{CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile, ServerName: c.TLS.ServerName, InsecureSkipVerify: c.TLS.Insecure}
 	}

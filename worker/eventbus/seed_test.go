@@ -252,13 +252,11 @@ func (u *bus) next(topic string, p int32, at, end int64) string {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(bg, 1500*time.Millisecond)
 	defer cancel()
-	for _, r := range c.PollFetches(ctx).Records() {
-		if r.Offset < end {
-			return fmt.Sprintf("%s %.60s %d", r.Key, r.Value, r.Timestamp.UnixMilli())
-		}
-		break
+	read := c.PollFetches(ctx).Records()
+	if len(read) == 0 || read[0].Offset >= end {
+		return ""
 	}
-	return ""
+	return fmt.Sprintf("%s %.60s %d", read[0].Key, read[0].Value, read[0].Timestamp.UnixMilli())
 }
 
 // compare wants the loaded bus to hold what the source held at the cut.
