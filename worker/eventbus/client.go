@@ -137,7 +137,7 @@ func (c *client) login(ctx context.Context, patience time.Duration) error {
 				last = c.explain(err)
 			}
 			var eof *kgo.ErrFirstReadEOF
-			if errors.As(err, &eof) || c.o.SASL != nil && strings.Contains(err.Error(), "EOF") {
+			if errors.As(err, &eof) || (c.o.SASL != nil || c.o.TLS != nil) && strings.Contains(err.Error(), "EOF") {
 				refused++
 			}
 		}
@@ -151,8 +151,11 @@ func (c *client) login(ctx context.Context, patience time.Duration) error {
 				names(c.o.Brokers), last)
 		}
 		if time.Since(began) > patience {
-			return fmt.Errorf("eventbus: no broker of %s could be reached within %s: %w; start the bus or correct eventbus.brokers",
-				names(c.o.Brokers), patience, last)
+			remedy := "start the bus or correct eventbus.brokers"
+			if c.o.TLS != nil { // a listener without TLS may wait for the rest of what it takes for a request
+				remedy += ", or remove eventbus.tls if the listener has no TLS"
+			}
+			return fmt.Errorf("eventbus: no broker of %s could be reached within %s: %w; %s", names(c.o.Brokers), patience, last, remedy)
 		}
 		if err := pause(ctx, try); err != nil {
 			return err

@@ -27,7 +27,7 @@ const (
 	// (ZSTD_WINDOWLOG_LIMIT_DEFAULT = 27).
 	maxWindow = 128 << 20
 	// maxSnappyRatio is above what the format can do: a copy of 64 bytes takes 3.
-	maxSnappyRatio = 64
+	maxSnappyRatio = 22
 )
 
 var errBomb = errors.New("it decompresses to more than 2 GiB")
@@ -125,7 +125,7 @@ func snappyBlock(dst, in []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n > maxSnappyRatio*len(in) {
+	if n > maxPlain || n > maxSnappyRatio*len(in) {
 		return nil, snappy.ErrCorrupt
 	}
 	return snappy.Decode(dst[:cap(dst)], in)

@@ -205,10 +205,11 @@ func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBu
 		return err
 	}
 	for _, t := range topics {
-		if t.gone.Load() {
+		now, ok := md.Topics[t.Name]
+		ok = ok && !isUnknownTopic(now.Err)
+		if t.gone.Load() && !ok {
 			continue
 		}
-		now, ok := md.Topics[t.Name]
 		if !ok {
 			if err := d.confirmGone(ctx, t); err != nil {
 				return err

@@ -98,6 +98,16 @@ func partitionProblems(topic string, p *set.Partition) (problems []string) {
 	if batches != p.Batches || records != p.Records || bytes != p.Bytes {
 		bad("%d batches, %d records, %d bytes are stated, its segments sum up to %d, %d, %d", p.Batches, p.Records, p.Bytes, batches, records, bytes)
 	}
+	at := p.Start
+	for _, g := range p.Gaps {
+		if g.From < at || g.To <= g.From || g.To > p.Cut {
+			bad("the gap %d to %d does not fit after %d in [%d, %d)", g.From, g.To-1, at, p.Start, p.Cut)
+		}
+		at = max(at, g.To)
+	}
+	if !p.Compacted && len(p.CompactedAway) > 0 {
+		bad("offsets are said to be compacted away though the topic is not compacted")
+	}
 	if len(problems) == 0 {
 		t := newTiling(p)
 		for _, s := range p.Segments {

@@ -50,7 +50,7 @@ func Probe(ctx context.Context, o Options) (*Info, stage.Findings, error) {
 	if err := c.checkNotBlind(s, len(p.Groups)); err != nil {
 		return nil, f, err
 	}
-	info := &Info{ClusterID: s.cluster, Version: c.brokerVersion(ctx), Brokers: s.brokers, Groups: len(p.Groups), Bytes: s.bytes(), Checked: s.checked}
+	info := &Info{ClusterID: s.cluster, Version: c.brokerVersion(ctx), Brokers: s.brokers, Groups: len(p.Groups), Bytes: s.bytes(), Checked: s.checked, Topics: []TopicInfo{}}
 	for _, t := range s.topics {
 		ti := TopicInfo{Name: t.Topic, Partitions: len(t.Partitions)}
 		for _, n := range s.sizes[t.Topic] {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"catalog-backup/shared/lab"
 	"catalog-backup/shared/set"
@@ -56,6 +57,7 @@ func roundTrip(t *testing.T, pre string, from, to *bus) {
 	require.Contains(t, f.Warnings[0], "open transaction")
 	require.Empty(t, s.verify(t, e))
 	require.GreaterOrEqual(t, len(e.ACLs), 3)
+	requireSameAsConsumed(t, e, s, from)
 	if pre == "k." {
 		dumpLog(t, e, s)
 	}
@@ -94,19 +96,45 @@ func compareConfigs(t *testing.T, e *set.EventBus, to *bus) {
 	}
 }
 
-// dumpLog lets Kafka's own tool read every segment.
+// dumpLog lets Kafka's own tool read every segment, in one Java process.
 func dumpLog(t *testing.T, e *set.EventBus, s *store) {
+	var files []string
+	var records int64
 	for _, topic := range e.Topics {
-		if topic.Name != "k.zstd" && topic.Name != "k.txn" && topic.Name != "k.compacted" {
-			continue // a Java process each
+		for _, p := range topic.Partitions {
+			records += p.Records
+			for _, sg := range p.Segments {
+				// The tool wants a log's own name, and a folder for each of the same.
+				file := filepath.Join(t.TempDir(), filepath.Base(sg.Entry))
+				require.NoError(t, os.WriteFile(file, s.content[sg.Entry], 0o600))
+				files = append(files, file)
+			}
 		}
-		sg := topic.Partitions[0].Segments[0]
-		file := filepath.Join(t.TempDir(), filepath.Base(sg.Entry))
-		require.NoError(t, os.WriteFile(file, s.content[sg.Entry], 0o600))
-		out, err := lab.DumpLogSegments(file)
-		require.NoError(t, err)
-		require.NotContains(t, out, "isvalid: false")
-		require.Equal(t, int(sg.Records), strings.Count(out, "| offset: "), out[:min(len(out), 2000)])
+	}
+	out, err := lab.DumpLogSegments(strings.Join(files, ","))
+	require.NoError(t, err)
+	require.NotContains(t, out, "isvalid: false")
+	require.Equal(t, len(files), strings.Count(out, "Dumping "))
+	require.Equal(t, records, int64(strings.Count(out, "| offset: ")), out[:min(len(out), 2000)])
+}
+
+// requireSameAsConsumed wants the segments, decoded by the client library, to hold
+// what an ordinary consumer of committed records reads up to the cut.
+func requireSameAsConsumed(t *testing.T, e *set.EventBus, s *store, from *bus) {
+	for _, topic := range e.Topics {
+		upto, stored := map[int32]int64{}, map[int32]string{}
+		for _, p := range topic.Partitions {
+			upto[p.ID] = p.Cut
+			d := newDigest()
+			for _, sg := range p.Segments {
+				got, _ := kgo.ProcessFetchPartition(kgo.ProcessFetchPartitionOpts{Offset: p.Start, Topic: topic.Name, Partition: p.ID},
+					&kmsg.FetchResponseTopicPartition{Partition: p.ID, RecordBatches: s.content[sg.Entry]}, kgo.DefaultDecompressor(), nil)
+				require.NoError(t, got.Err)
+				got.EachRecord(d.add)
+			}
+			stored[p.ID] = d.String()
+		}
+		require.Equal(t, from.content(topic.Name, upto), stored, topic.Name)
 	}
 }
 

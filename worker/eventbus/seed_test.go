@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"strings"
 	"testing"
 	"time"
@@ -204,16 +205,7 @@ func (u *bus) content(topic string, upto map[int32]int64) map[int32]string {
 }
 
 func (u *bus) partitionContent(topic string, p int32, from, to int64) string {
-	h := sha256.New()
-	n := 0
-	put := func(b []byte) {
-		l := int64(len(b))
-		if b == nil {
-			l = -1
-		}
-		_ = binary.Write(h, binary.BigEndian, l)
-		h.Write(b)
-	}
+	d := newDigest()
 	if from < to {
 		c := u.client(kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.FetchMaxWait(200*time.Millisecond),
 			kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().At(from)}}))
@@ -228,18 +220,43 @@ func (u *bus) partitionContent(topic string, p int32, from, to int64) string {
 				if r.Offset >= to || r.Attrs.IsControl() {
 					return
 				}
-				n++
-				_ = binary.Write(h, binary.BigEndian, r.Timestamp.UnixMilli())
-				put(r.Key)
-				put(r.Value)
-				for _, x := range r.Headers {
-					put([]byte(x.Key))
-					put(x.Value)
-				}
+				d.add(r)
 			})
 		}
 	}
-	return fmt.Sprintf("%d %s", n, hex.EncodeToString(h.Sum(nil))[:16])
+	return d.String()
+}
+
+// digest is the number of records and a sum bound to their order.
+type digest struct {
+	n int
+	h hash.Hash
+}
+
+func newDigest() *digest { return &digest{h: sha256.New()} }
+
+func (d *digest) put(b []byte) {
+	l := int64(len(b))
+	if b == nil {
+		l = -1
+	}
+	_ = binary.Write(d.h, binary.BigEndian, l)
+	d.h.Write(b)
+}
+
+func (d *digest) add(r *kgo.Record) {
+	d.n++
+	_ = binary.Write(d.h, binary.BigEndian, r.Timestamp.UnixMilli())
+	d.put(r.Key)
+	d.put(r.Value)
+	for _, x := range r.Headers {
+		d.put([]byte(x.Key))
+		d.put(x.Value)
+	}
+}
+
+func (d *digest) String() string {
+	return fmt.Sprintf("%d %s", d.n, hex.EncodeToString(d.h.Sum(nil))[:16])
 }
 
 // next is the record that a group reads next, "" at the end.

@@ -25,6 +25,8 @@ type survey struct {
 	checked bool                       // the topics were compared with those on the brokers' disks
 }
 
+var errDisksUntold = errors.New("the brokers do not tell what is on their disks")
+
 // topicConfigs are a topic's settings.
 type topicConfigs struct {
 	own       map[string]*string // set on the topic itself
@@ -48,7 +50,11 @@ func (c *client) look(ctx context.Context) (*survey, stage.Findings, error) {
 		}
 	}
 	if !s.checked {
-		f.Warn("eventbus: whether all topics are visible could not be checked (%v); grant the user DESCRIBE on Cluster", why)
+		remedy := "grant the user DESCRIBE on Cluster"
+		if !isDenied(why) && !errors.Is(why, errDisksUntold) {
+			remedy = "see to the brokers"
+		}
+		f.Warn("eventbus: whether all topics and groups are visible could not be checked (%v); %s", why, remedy)
 	}
 	if err := c.dropUnreadable(s, &f); err != nil {
 		return nil, f, err
@@ -99,11 +105,12 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 				s.sizes[p.Topic][p.Partition] = max(s.sizes[p.Topic][p.Partition], p.Size)
 			})
 		})
-		// Before Kafka 3.2 a refusal is an empty answer without an error.
-		s.checked = derr == nil && (seen > 0 || c.mayDescribeCluster(ctx))
+		// Before Kafka 3.2 a refusal is an empty answer without an error, and a broker
+		// whose disks are empty may answer the same (kfake does): the rights decide.
+		s.checked = derr == nil && (seen > 0 || c.mayDescribe(ctx, md))
 		if !s.checked {
 			if unchecked = derr; unchecked == nil {
-				unchecked = errors.New("the brokers do not tell what is on their disks")
+				unchecked = errDisksUntold
 			}
 		}
 		for _, t := range md.Topics.Sorted() {
@@ -133,15 +140,21 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 	}
 }
 
-// mayDescribeCluster asks for the right to look at all of the bus.
-func (c *client) mayDescribeCluster(ctx context.Context) bool {
-	req := kmsg.NewPtrDescribeClusterRequest()
-	req.IncludeClusterAuthorizedOperations = true
-	resp, err := req.RequestWith(ctx, c.Client)
-	if err != nil || resp.ErrorCode != 0 || resp.ClusterAuthorizedOperations < 0 { // not told
-		return false
+// mayDescribe tells whether the principal has DESCRIBE on the cluster. Until
+// metadata version 10 (Kafka 2.7) its answer says so, since then DescribeCluster
+// does (KIP-700). Without access control every right is listed.
+func (c *client) mayDescribe(ctx context.Context, md kadm.Metadata) bool {
+	ops := md.AuthorizedOperations
+	if len(ops) == 0 {
+		req := kmsg.NewPtrDescribeClusterRequest()
+		req.IncludeClusterAuthorizedOperations = true
+		resp, err := req.RequestWith(ctx, c.Client)
+		if err != nil || resp.ErrorCode != 0 || resp.ClusterAuthorizedOperations < 0 { // not told
+			return false
+		}
+		ops = kadm.DecodeACLOperations(resp.ClusterAuthorizedOperations)
 	}
-	return slices.Contains(kadm.DecodeACLOperations(resp.ClusterAuthorizedOperations), kadm.OpDescribe)
+	return slices.Contains(ops, kadm.OpDescribe) || slices.Contains(ops, kadm.OpAll)
 }
 
 // existing leaves those of the topics out that are on disk but known to be
@@ -204,31 +217,38 @@ func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) 
 	if len(list) == 0 {
 		return nil
 	}
-	rs, err := c.adm.DescribeTopicConfigs(ctx, list...)
+	// Asked for without kadm, which makes one topic's refusal an error of all.
+	req := kmsg.NewPtrDescribeConfigsRequest()
+	for _, t := range list {
+		r := kmsg.NewDescribeConfigsRequestResource()
+		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, t
+		req.Resources = append(req.Resources, r)
+	}
+	resp, err := req.RequestWith(ctx, c.Client)
 	if err != nil {
 		return fmt.Errorf("reading the topics' settings: %w", c.explain(err))
 	}
-	for _, r := range rs {
-		if errors.Is(r.Err, kerr.UnknownTopicOrPartition) {
+	for _, r := range resp.Resources {
+		rerr := kerr.ErrorForCode(r.ErrorCode)
+		switch {
+		case errors.Is(rerr, kerr.UnknownTopicOrPartition):
 			continue // deleted just now; found out again when it is read
-		}
-		if isDenied(r.Err) {
-			denied = append(denied, r.Name)
+		case isDenied(rerr):
+			denied = append(denied, r.ResourceName)
 			continue
-		}
-		if r.Err != nil {
-			return fmt.Errorf("reading the settings of topic %s: %w", r.Name, c.explain(r.Err))
+		case rerr != nil:
+			return fmt.Errorf("reading the settings of topic %s: %w", r.ResourceName, c.explain(rerr))
 		}
 		tc := topicConfigs{own: map[string]*string{}, effective: map[string]string{}}
 		for _, kv := range r.Configs {
-			if isTopicOwn(kv) {
-				tc.own[kv.Key] = kv.Value
+			if kv.Source == kmsg.ConfigSourceDynamicTopicConfig {
+				tc.own[kv.Name] = kv.Value
 			}
 			if kv.Value != nil {
-				tc.effective[kv.Key] = *kv.Value
+				tc.effective[kv.Name] = *kv.Value
 			}
 		}
-		s.configs[r.Name] = tc
+		s.configs[r.ResourceName] = tc
 	}
 	if len(denied) > 0 {
 		sort.Strings(denied)

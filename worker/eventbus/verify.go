@@ -153,7 +153,7 @@ type segmentCheck struct {
 func (c *segmentCheck) run(in *tee, size int64) (problem, err error) {
 	c.last = -1
 	for c.pos < size {
-		raw, problem := nextBatch(in, size-c.pos, &c.v.buf)
+		raw, problem := nextBatch(in, c.largest(size), &c.v.buf)
 		if in.err != nil {
 			return nil, in.err
 		}
@@ -174,6 +174,16 @@ func (c *segmentCheck) run(in *tee, size int64) (problem, err error) {
 		return fmt.Errorf("it holds %d batches, %d records up to offset %d; the manifest says %d, %d, %d", c.batches, c.records, c.last, s.Batches, s.Records, s.Last), nil
 	}
 	return nil, nil
+}
+
+// largest is how long the next batch can be in an entry of size bytes. A claim
+// beyond it would cost memory before it is found out.
+func (c *segmentCheck) largest(size int64) int64 {
+	left := min(size, c.x.seg.Bytes) - c.pos
+	if p := c.x.partition; p != nil {
+		left = min(left, int64(p.MaxBatch))
+	}
+	return left
 }
 
 // batch checks one batch's place and records.
