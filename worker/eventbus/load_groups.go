@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
@@ -13,18 +14,24 @@ import (
 
 // checkGroups refuses groups of the set that have members on the target, since
 // Kafka takes no positions for those, and groups that have positions there, which
-// a load would mix with the set's. Positions in topics that the target no longer
-// has count for nothing. It returns which of the groups the target knows.
-func (c *client) checkGroups(ctx context.Context, groups []set.Group) (map[string]bool, error) {
+// a load would mix with the set's. Groups without a position in a topic of the
+// set are not loaded, and positions in topics that the target no longer has count
+// for nothing. It returns which of the groups the target knows.
+func (c *client) checkGroups(ctx context.Context, e *set.EventBus) (map[string]bool, error) {
 	there, err := c.listGroups(ctx)
 	if err != nil {
 		return nil, err
 	}
+	partitions := map[string]int{}
+	for _, t := range e.Topics {
+		partitions[t.Name] = len(t.Partitions)
+	}
 	known := map[string]bool{}
 	var active, idle []string
-	for _, g := range groups {
+	for _, g := range e.Groups {
 		t, ok := there[g.Name]
-		if !ok || len(g.Offsets) == 0 {
+		loaded := slices.ContainsFunc(g.Offsets, func(o set.GroupOffset) bool { return int(o.Partition) < partitions[o.Topic] })
+		if !ok || !loaded {
 			continue
 		}
 		known[g.Name] = true

@@ -70,7 +70,7 @@ func (c *client) checkTarget(ctx context.Context, e *set.EventBus) (target, erro
 	if len(md.Brokers) == 0 {
 		return target{}, errors.New("eventbus: the target shows no broker; see to its brokers")
 	}
-	groups, err := c.checkGroups(ctx, e.Groups)
+	groups, err := c.checkGroups(ctx, e)
 	return target{len(md.Brokers), groups}, err
 }
 
