@@ -22,6 +22,7 @@ type topicWork struct {
 	leaders []int32 // by index of Partitions
 	newest  atomic.Int64
 	gone    atomic.Bool // deleted meanwhile
+	anew    atomic.Bool // … and made again under its name
 }
 
 // newTopicWork begins a topic from what the survey saw.
@@ -202,13 +203,24 @@ func (c *client) stillThere(ctx context.Context, t *topicWork) (bool, error) {
 	if !ok || isUnknownTopic(d.Err) {
 		return false, nil
 	}
-	return true, t.same(d.ID)
+	return true, c.same(t, d.ID)
 }
 
-// same compares the topic's id, where the broker has ids (Kafka 2.8).
-func (t *topicWork) same(id kadm.TopicID) error {
+// isAnew tells whether id is of another topic under the same name, where the
+// broker has ids (Kafka 2.8).
+func (t *topicWork) isAnew(id kadm.TopicID) bool {
 	var none kadm.TopicID
-	if t.id == none || id == none || t.id == id {
+	return t.id != none && id != none && t.id != id
+}
+
+// same refuses a topic made anew. Where gaps are allowed, the topic only leaves the set.
+func (c *client) same(t *topicWork, id kadm.TopicID) error {
+	if !t.isAnew(id) {
+		return nil
+	}
+	if c.o.AllowGaps {
+		t.anew.Store(true)
+		t.gone.Store(true)
 		return nil
 	}
 	return stage.Permanentf("eventbus: topic %s was deleted and created again while the backup ran: the set would not hold one or the other; run the backup again", t.Name)

@@ -16,7 +16,8 @@ import (
 type dumper struct {
 	*client
 	progress stage.Progress
-	turn     sync.Mutex // of the sink
+	anew     map[string]bool // topics made anew since their positions were read
+	turn     sync.Mutex      // of the sink
 
 	mu sync.Mutex // of what follows
 	f  stage.Findings
@@ -40,7 +41,7 @@ func Dump(ctx context.Context, o Options, pos *Positions, sink Sink, p stage.Pro
 		return nil, stage.Findings{}, err
 	}
 	defer c.Close()
-	d := &dumper{client: c, progress: p}
+	d := &dumper{client: c, progress: p, anew: map[string]bool{}}
 	e, err := d.dump(ctx, pos, sink)
 	if err != nil {
 		return nil, d.f, err
@@ -92,7 +93,10 @@ func (d *dumper) begin(s *survey, pos *Positions) ([]*topicWork, error) {
 	for _, td := range s.topics {
 		t := newTopicWork(td, s.configs[td.Topic])
 		now[td.Topic] = true
-		if old := pos.Topics[td.Topic]; old != "" && old != t.ID {
+		if old := pos.Topics[td.Topic]; old != "" && old != t.ID && d.o.AllowGaps {
+			d.warn("topic %s was deleted and created again since the run began; the set has the new one, without positions of consumers", td.Topic)
+			d.anew[td.Topic] = true
+		} else if old != "" && old != t.ID {
 			return nil, stage.Permanentf("eventbus: topic %s was deleted and created again since the run began: the consumers' positions are of the old one; run the backup again", td.Topic)
 		}
 		topics = append(topics, t)
@@ -185,7 +189,11 @@ func eachAtOnce[T any](ctx context.Context, n int, items []T, work func(ctx cont
 func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBus) error {
 	for _, t := range topics {
 		if t.gone.Load() {
-			d.warn("topic %s was deleted while it was read; it is not in the set", t.Name)
+			what := "deleted"
+			if t.anew.Load() {
+				what = "deleted and created again"
+			}
+			d.warn("topic %s was %s while it was read; it is not in the set", t.Name, what)
 			for _, p := range t.Partitions {
 				e.Discarded = append(e.Discarded, p.Segments...)
 			}
@@ -207,7 +215,7 @@ func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBu
 	for _, t := range topics {
 		now, ok := md.Topics[t.Name]
 		ok = ok && !isUnknownTopic(now.Err)
-		if t.gone.Load() && !ok {
+		if t.anew.Load() || t.gone.Load() && !ok {
 			continue
 		}
 		if !ok {
@@ -219,8 +227,11 @@ func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBu
 			}
 			continue
 		}
-		if err := t.same(now.ID); err != nil {
+		if err := d.same(t, now.ID); err != nil {
 			return err
+		}
+		if t.anew.Load() {
+			d.warn("topic %s was deleted and created again while the backup ran, after it had been read; the set has the old one as it was at the cut", t.Name)
 		}
 	}
 	return nil
@@ -239,6 +250,9 @@ func (d *dumper) flagPositions(groups []set.Group, topics []set.Topic) []set.Gro
 	for _, g := range groups {
 		offsets := make([]set.GroupOffset, 0, len(g.Offsets))
 		for _, o := range g.Offsets {
+			if d.anew[o.Topic] {
+				continue
+			}
 			cut, ok := cuts[o.Topic][o.Partition]
 			if o.BeyondCut = ok && o.Offset > cut; o.BeyondCut {
 				d.f.Note("eventbus: group %q stands at %d in %s/%d, after the cut %d; it will go on at the end", g.Name, o.Offset, o.Topic, o.Partition, cut)

@@ -229,6 +229,10 @@ func TestTopicsChangeBetweenPositionsAndDump(t *testing.T) {
 	_, _, err = Dump(bg, o, pos, newStore(), stage.NoProgress{})
 	require.ErrorContains(t, err, "topic again was deleted and created again")
 	require.True(t, stage.IsPermanent(err))
+	o.AllowGaps = true
+	_, f, err = Dump(bg, o, pos, newStore(), stage.NoProgress{})
+	require.NoError(t, err)
+	require.Contains(t, strings.Join(f.Warnings, "\n"), "topic again was deleted and created again")
 }
 
 // A frozen broker keeps its connections open and answers nothing.

@@ -93,17 +93,28 @@ func TestTopicDeletedDuringDump(t *testing.T) {
 }
 
 func TestTopicRecreatedDuringDump(t *testing.T) {
-	b, o := filled(t, "t", 1, 6000)
-	s := newStore()
-	once(s, func() {
-		_, err := b.adm.DeleteTopics(bg, "t")
-		require.NoError(t, err)
-		b.create("t", 1)
-		b.produce(b.Client, recs("t", 1, 6000)...)
-	})
-	_, _, err := dumpInto(o, s)
-	require.ErrorContains(t, err, "created again")
-	require.True(t, stage.IsPermanent(err))
+	for _, allowed := range []bool{false, true} {
+		b, o := filled(t, "t", 1, 6000)
+		o.AllowGaps = allowed
+		s := newStore()
+		once(s, func() {
+			_, err := b.adm.DeleteTopics(bg, "t")
+			require.NoError(t, err)
+			b.create("t", 1)
+			b.produce(b.Client, recs("t", 1, 6000)...)
+		})
+		e, f, err := dumpInto(o, s)
+		if !allowed {
+			require.ErrorContains(t, err, "created again")
+			require.True(t, stage.IsPermanent(err))
+			continue
+		}
+		require.NoError(t, err) // it leaves the set, with a warning
+		require.Contains(t, strings.Join(f.Warnings, "\n"), "created again while it was read")
+		require.Empty(t, e.Topics)
+		require.NotEmpty(t, e.Discarded)
+		require.Empty(t, s.verify(t, e))
+	}
 }
 
 func TestBrokerKilledDuringDump(t *testing.T) {

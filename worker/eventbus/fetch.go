@@ -95,7 +95,7 @@ func (r *reader) wait(ctx context.Context, trouble error) error {
 		return nil // the next fetch fails too and tells why
 	}
 	now := md.Topics[r.t.Name]
-	if err := r.t.same(now.ID); err != nil {
+	if err := r.d.same(r.t, now.ID); err != nil {
 		return err
 	}
 	if p, ok := now.Partitions[r.p.ID]; ok && p.Leader >= 0 {
