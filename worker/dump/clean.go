@@ -109,7 +109,7 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 		return committed, fmt.Errorf("clean up run %s: %w", runID, err)
 	}
 	for _, e := range entries {
-		if set.IsPart(e.Name(), runID) || isFreshStaging(e.Name(), runID) {
+		if set.IsPart(e.Name(), runID) || isFreshStaging(e.Name(), runID) || isHalfIntent(e.Name(), runID) {
 			if err := os.RemoveAll(filepath.Join(d.Dump, e.Name())); err != nil {
 				return committed, fmt.Errorf("clean up run %s: %w", runID, err)
 			}
@@ -129,6 +129,11 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 
 func isFreshStaging(name, runID string) bool {
 	return strings.HasPrefix(name, "."+stagingName+"."+runID+".") && strings.HasSuffix(name, ".new")
+}
+
+// isHalfIntent tells an intent that a kill kept from getting its name (set.WriteFile).
+func isHalfIntent(name, runID string) bool {
+	return strings.HasPrefix(name, ".."+runID+intentSuffix+".") && strings.HasSuffix(name, ".new")
 }
 
 // Leftovers lists the runs of the instance that have anything on disk here.

@@ -121,6 +121,18 @@ func requireOnly(t *testing.T, d *Directory, names ...string) {
 	require.ElementsMatch(t, names, have)
 }
 
+// A kill in the middle of writing an intent leaves its temporary file.
+func TestHalfAnIntentIsCleaned(t *testing.T) {
+	d := newDirectory(t)
+	other := "..20200101t000000z-abcdefgh.intent.1.new"
+	for _, n := range []string{".." + runID("a") + ".intent.1752288327.new", other} {
+		require.NoError(t, os.WriteFile(filepath.Join(d.Dump, n), nil, 0o600))
+	}
+	_, err := d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	requireOnly(t, d, other)
+}
+
 func TestCommitThatMayNotGoOnChangesNothing(t *testing.T) {
 	d := newDirectory(t)
 	_, files := parts(t, d, runID("a"), 1)
