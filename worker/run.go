@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -38,7 +37,8 @@ func runCommand(g *globals) *cobra.Command {
 		Short: "The daemon: take runs out of the queue and make sets",
 		Long: `The daemon. It takes the runs of its instance out of the queue, makes the sets,
 cleans up after failures, and with redis: embedded keeps the Redis server too.
-SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.`,
+SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.
+With --json the log is JSON, a line an event, on stderr.`,
 		Example: "  worker run --config /etc/catalog-backup/config.yaml",
 		Args:    exit.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,6 +48,9 @@ SIGTERM hands a stage that is under way on to the next worker; it counts as no f
 			}
 			if err := c.ForWorker(); err != nil {
 				return err
+			}
+			if g.json {
+				c.Log.Format = "json"
 			}
 			return daemon(cmd.Context(), c)
 		},
@@ -134,15 +137,11 @@ func prepareStateDir(c *config.Config) error {
 	bad := func(err error) error {
 		return exit.Withf(exit.Usage, "prepare state_dir %s: %w; give it to the worker's user, or set state_dir to another", c.StateDir, err)
 	}
-	_, err := os.Lstat(c.StateDir)
-	made := errors.Is(err, os.ErrNotExist)
 	if err := os.MkdirAll(c.StateDir, 0o750); err != nil {
 		return bad(err)
 	}
-	if made || c.StateGroup != "" {
-		if err := os.Chmod(c.StateDir, 0o750); err != nil {
-			return bad(err)
-		}
+	if err := os.Chmod(c.StateDir, 0o750); err != nil { // whatever the umask, and whoever made it
+		return bad(err)
 	}
 	if c.StateGroup == "" {
 		return nil

@@ -39,6 +39,8 @@ type Config struct {
 	Backup   Backup
 	Queue    Queue
 	Log      Log
+
+	forWorker error
 }
 
 // Redis says where the queue and the run records are.
@@ -217,6 +219,7 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 			return nil, &Error{File: path, Key: "node", Problem: fmt.Sprintf("the host name %q does not serve as a name", c.Node), Remedy: "set node"}
 		}
 	}
+	c.forWorker = src.forWorker
 	return c, c.check(src)
 }
 
@@ -251,6 +254,9 @@ func (c *Config) check(s *source) error {
 func (c *Config) ForWorker() error {
 	missing := func(key, remedy string) error {
 		return &Error{File: c.Path, Key: key, Problem: "is missing", Remedy: remedy}
+	}
+	if c.forWorker != nil {
+		return c.forWorker
 	}
 	if c.Version == "" && c.VersionFile == "" {
 		return missing("version", "set version to the catalog server's version, or version_file to a file that holds it")

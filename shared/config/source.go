@@ -32,6 +32,8 @@ func (v value) scalar() error {
 type source struct {
 	file   string
 	values map[string]value
+	// forWorker is what keeps a worker from running, but no producer.
+	forWorker error
 }
 
 func (s *source) err(key, problem, remedy string) error {
@@ -172,6 +174,18 @@ func (s *source) put(key string, line int, v value) error {
 	return nil
 }
 
+// unreadable keeps the error of a secret that only a worker needs for ForWorker: a
+// user of the producer need not be able to read it.
+func (s *source) unreadable(k Key, err *Error) error {
+	if strings.HasPrefix(k.Name, "redis.") {
+		return err
+	}
+	if s.forWorker == nil {
+		s.forWorker = err
+	}
+	return nil
+}
+
 // readSecretFiles replaces every <secret>_file by the content of its file.
 func (s *source) readSecretFiles() error {
 	for _, k := range Keys {
@@ -187,7 +201,12 @@ func (s *source) readSecretFiles() error {
 		}
 		b, err := os.ReadFile(v.text)
 		if err != nil {
-			return &Error{File: v.file, Line: v.line, Key: k.Name + "_file", Problem: "cannot read the secret: " + err.Error(), Remedy: "name a file that this user may read"}
+			err := &Error{File: v.file, Line: v.line, Key: k.Name + "_file", Problem: "cannot read the secret: " + err.Error(), Remedy: "name a file that this user may read"}
+			if err := s.unreadable(k, err); err != nil {
+				return err
+			}
+			delete(s.values, k.Name+"_file")
+			continue
 		}
 		s.values[k.Name] = value{text: strings.TrimRight(string(b), "\r\n"), file: v.file, line: v.line}
 		delete(s.values, k.Name+"_file")
@@ -206,7 +225,11 @@ func applyEnvironment(s *source, getenv func(string) string) error {
 				}
 				b, err := os.ReadFile(f)
 				if err != nil {
-					return &Error{File: "environment variable " + env + "_FILE", Key: k.Name, Problem: "cannot read the secret: " + err.Error(), Remedy: "name a file that this user may read"}
+					err := &Error{File: "environment variable " + env + "_FILE", Key: k.Name, Problem: "cannot read the secret: " + err.Error(), Remedy: "name a file that this user may read"}
+					if err := s.unreadable(k, err); err != nil {
+						return err
+					}
+					continue
 				}
 				text, env = strings.TrimRight(string(b), "\r\n"), env+"_FILE"
 			}

@@ -170,8 +170,9 @@ func (f *forest) one(ctx context.Context, r root, note func(string)) error {
 
 // EstimateFiles counts what AddFiles would store: bytes of content (of sparse files
 // their data only) and entries. It also is the preflight check of the options; a
-// path that does not exist or a wrong pattern is a permanent error. What can't be
-// read is left to AddFiles to report.
+// path that does not exist, a wrong pattern or, unless that is allowed, a file
+// without the right to read it is a permanent error. What turns out to be unreadable
+// otherwise is left to AddFiles to report.
 func EstimateFiles(ctx context.Context, o FilesOptions) (bytes, count int64, err error) {
 	f, err := plant(o)
 	if err != nil {
@@ -184,6 +185,9 @@ func EstimateFiles(ctx context.Context, o FilesOptions) (bytes, count int64, err
 		}
 		switch n.st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
+			if err := unix.Faccessat(n.at.fd(), n.base, unix.R_OK, unix.AT_EACCESS|unix.AT_SYMLINK_NOFOLLOW); err == unix.EACCES && !o.AllowUnreadable {
+				return (&adder{}).cannotRead(n, err)
+			}
 			id := inodeOf(&n.st)
 			if n.st.Nlink > 1 && linked[id] {
 				break

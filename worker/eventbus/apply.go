@@ -18,7 +18,8 @@ import (
 )
 
 // commitPositions sets each group to the record that it would have read next.
-func (l *loader) commitPositions(ctx context.Context, e *set.EventBus) error {
+// known are the groups that the target had before.
+func (l *loader) commitPositions(ctx context.Context, e *set.EventBus, known map[string]bool) error {
 	for _, g := range e.Groups {
 		offsets := kadm.Offsets{}
 		for _, o := range g.Offsets {
@@ -31,6 +32,9 @@ func (l *loader) commitPositions(ctx context.Context, e *set.EventBus) error {
 		}
 		if len(offsets) == 0 {
 			continue
+		}
+		if !known[g.Name] {
+			l.made.groups = append(l.made.groups, g.Name)
 		}
 		if err := l.commit(ctx, g.Name, offsets); err != nil {
 			return fmt.Errorf("eventbus: setting the positions of group %q: %w", g.Name, err)
@@ -67,14 +71,23 @@ func (l *loader) commit(ctx context.Context, group string, offsets kadm.Offsets)
 	}
 }
 
-// createACLs makes the access rules. Rules that the target does not take are a
-// warning: the records are there and must not go for it.
-func (l *loader) createACLs(ctx context.Context, acls []set.ACL) {
+// createACLs makes the access rules that are not there. Rules that the target
+// does not take are a warning: the records are there and must not go for it. The
+// only error is that of ctx.
+func (l *loader) createACLs(ctx context.Context, acls []set.ACL) error {
 	if len(acls) == 0 {
-		return
+		return nil
+	}
+	var unread stage.Findings
+	there := map[set.ACL]bool{}
+	for _, a := range l.acls(ctx, &unread) {
+		there[a] = true
 	}
 	req := kmsg.NewPtrCreateACLsRequest()
 	for _, a := range acls {
+		if there[a] {
+			continue
+		}
 		c, err := creation(a)
 		if err != nil {
 			l.out.Warn("eventbus: access rule for %s on %s %q is not restored: %v", a.Principal, a.Type, a.Name, err)
@@ -82,10 +95,19 @@ func (l *loader) createACLs(ctx context.Context, acls []set.ACL) {
 		}
 		req.Creations = append(req.Creations, c)
 	}
+	if len(req.Creations) == 0 {
+		return nil
+	}
+	if len(unread.Warnings) == 0 { // else a failure would not know which were there before
+		l.made.rules = req.Creations
+	}
 	resp, err := req.RequestWith(ctx, l.Client)
+	if ctx.Err() != nil {
+		return fmt.Errorf("eventbus: creating the access rules: %w", context.Cause(ctx))
+	}
 	if err != nil {
 		l.out.Warn("eventbus: the access rules are not restored: %v; create them by hand as the manifest lists them", err)
-		return
+		return nil
 	}
 	for i, r := range resp.Results {
 		err := kerr.ErrorForCode(r.ErrorCode)
@@ -94,12 +116,13 @@ func (l *loader) createACLs(ctx context.Context, acls []set.ACL) {
 			l.out.ACLs++
 		case errors.Is(err, kerr.SecurityDisabled), errors.Is(err, kerr.ClusterAuthorizationFailed):
 			l.out.Warn("eventbus: the access rules are not restored: %v; create them by hand as the manifest lists them", err)
-			return
+			return nil
 		case i < len(req.Creations):
 			c := req.Creations[i]
 			l.out.Warn("eventbus: access rule for %s on %s %q is not restored: %v", c.Principal, c.ResourceType, c.ResourceName, err)
 		}
 	}
+	return nil
 }
 
 func creation(a set.ACL) (c kmsg.CreateACLsRequestCreation, err error) {
@@ -122,7 +145,7 @@ func creation(a set.ACL) (c kmsg.CreateACLsRequestCreation, err error) {
 var retentionConfigs = []string{"retention.ms", "retention.bytes"}
 
 // applyConfigs replaces the holding settings by the topics' own, last of all.
-func (l *loader) applyConfigs(ctx context.Context, e *set.EventBus) error {
+func (l *loader) applyConfigs(ctx context.Context, e *set.EventBus, brokers int) error {
 	var held []string
 	for i := range e.Topics {
 		t := &e.Topics[i]
@@ -141,11 +164,17 @@ func (l *loader) applyConfigs(ctx context.Context, e *set.EventBus) error {
 			return err
 		}
 		held = append(held, t.Name)
+		if v := t.Configs["min.insync.replicas"]; v != nil {
+			if n, err := strconv.Atoi(*v); err == nil && n > min(t.ReplicationFactor, brokers) {
+				l.out.Warn("eventbus: topic %s has min.insync.replicas=%d as in the set, but only %d replicas here: nobody can publish to it with acks=all; add replicas or lower it", t.Name, n, min(t.ReplicationFactor, brokers))
+			}
+		}
 	}
 	if !l.lo.FinalRetention && len(held) > 0 {
 		l.out.Note("eventbus: retention is held unlimited on %d topics (%s), so that the bus deletes no old record; set retention.ms and retention.bytes as the manifest has them once the records are taken, or restore with --final-retention", len(held), names(held))
 	}
-	return l.compareRetention(ctx, e)
+	l.compareRetention(ctx, e)
+	return nil
 }
 
 // alter sets a topic's settings, all at once or, where the target refuses that,
@@ -154,7 +183,14 @@ func (l *loader) alter(ctx context.Context, topic string, configs []kadm.AlterCo
 	if len(configs) == 0 {
 		return nil
 	}
+	began := time.Now()
 	err := l.alterOnce(ctx, topic, configs)
+	for try := 1; err != nil && isKafkaError(err) && kerr.IsRetriable(err) && time.Since(began) < l.o.Budget; try++ {
+		if perr := pause(ctx, try); perr != nil {
+			return fmt.Errorf("eventbus: setting the configuration of topic %s: %w", topic, perr)
+		}
+		err = l.alterOnce(ctx, topic, configs)
+	}
 	if err == nil {
 		return nil
 	}
@@ -184,14 +220,11 @@ func (l *loader) alterOnce(ctx context.Context, topic string, configs []kadm.Alt
 
 // compareRetention says which topics the bus will empty, or would if their real
 // retention applied.
-func (l *loader) compareRetention(ctx context.Context, e *set.EventBus) error {
+func (l *loader) compareRetention(ctx context.Context, e *set.EventBus) {
 	if len(e.Topics) == 0 {
-		return nil
+		return
 	}
-	defaults, err := l.retentionDefault(ctx)
-	if err != nil {
-		return err
-	}
+	defaults := l.retentionDefault(ctx)
 	for _, t := range e.Topics {
 		policy := t.Configs["cleanup.policy"]
 		if t.NewestTimestamp == nil || policy != nil && !strings.Contains(*policy, "delete") {
@@ -199,6 +232,7 @@ func (l *loader) compareRetention(ctx context.Context, e *set.EventBus) error {
 		}
 		ms := defaults
 		if v := t.Configs["retention.ms"]; v != nil {
+			var err error
 			if ms, err = strconv.ParseInt(*v, 10, 64); err != nil {
 				continue
 			}
@@ -214,23 +248,19 @@ func (l *loader) compareRetention(ctx context.Context, e *set.EventBus) error {
 			l.out.Note("eventbus: topic %s: its newest record is of %s, older than its retention of %s: the bus would delete all its records as soon as that applied", t.Name, t.NewestTimestamp.Format(time.RFC3339), keep)
 		}
 	}
-	return nil
 }
 
 // retentionDefault is what the target gives topics without a retention of their
 // own, in ms: 7 days if it does not tell.
-func (l *loader) retentionDefault(ctx context.Context) (int64, error) {
+func (l *loader) retentionDefault(ctx context.Context) int64 {
 	days := int64(168 * time.Hour / time.Millisecond)
 	md, err := l.adm.BrokerMetadata(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("eventbus: %w", err)
-	}
-	if len(md.Brokers) == 0 {
-		return days, nil
+	if err != nil || len(md.Brokers) == 0 {
+		return days
 	}
 	rs, err := l.adm.DescribeBrokerConfigs(ctx, md.Brokers[0].NodeID)
 	if err != nil {
-		return days, nil // no right to ask
+		return days // no right to ask
 	}
 	for _, r := range rs {
 		for _, u := range []struct {
@@ -240,11 +270,11 @@ func (l *loader) retentionDefault(ctx context.Context) (int64, error) {
 			for _, kv := range r.Configs {
 				if kv.Key == u.key && kv.Value != nil {
 					if n, err := strconv.ParseInt(*kv.Value, 10, 64); err == nil {
-						return n * u.ms, nil
+						return n * u.ms
 					}
 				}
 			}
 		}
 	}
-	return days, nil
+	return days
 }

@@ -46,11 +46,11 @@ type Loaded struct {
 // loader is one load under way.
 type loader struct {
 	*client
-	lo      LoadOptions
-	who     identity
-	created []string
-	held    map[string][]string // settings that a topic has only while it is loaded
-	limits  int                 // index of timestampLimits that the target knows
+	lo     LoadOptions
+	who    identity
+	held   map[string][]string // settings that a topic has only while it is loaded
+	limits int                 // index of timestampLimits that the target knows
+	made   made
 
 	mu  sync.Mutex
 	out Loaded
@@ -65,8 +65,9 @@ type place struct {
 }
 
 // Load brings a set into a bus that has none of its topics: topics, records,
-// consumer positions (moved to where the same record is now), access rules and
-// last the real settings. If it fails it deletes the topics that it made.
+// consumer positions (moved to where the same record is now), the real settings
+// and last the access rules, which might bind the loading user too. If it fails,
+// or ctx ends, it deletes what it made.
 func Load(ctx context.Context, o Options, e *set.EventBus, src Source, lo LoadOptions) (*Loaded, error) {
 	o = o.withDefaults()
 	if lo.Parallel < 1 {
@@ -85,20 +86,17 @@ func Load(ctx context.Context, o Options, e *set.EventBus, src Source, lo LoadOp
 	defer c.Close()
 	l := &loader{client: c, lo: lo, held: map[string][]string{}, at: map[place]int64{}}
 	if err := l.load(ctx, e, src); err != nil {
-		if uerr := l.undo(ctx); uerr != nil {
-			return nil, fmt.Errorf("%w; %w", err, uerr)
-		}
-		return nil, err
+		return nil, l.undo(ctx, err)
 	}
 	return &l.out, nil
 }
 
 func (l *loader) load(ctx context.Context, e *set.EventBus, src Source) error {
-	brokers, err := l.checkTarget(ctx, e)
+	there, err := l.checkTarget(ctx, e)
 	if err != nil {
 		return err
 	}
-	if err := l.createTopics(ctx, e, brokers); err != nil {
+	if err := l.createTopics(ctx, e, there.brokers); err != nil {
 		return err
 	}
 	md, err := l.awaitLeaders(ctx, e)
@@ -111,11 +109,13 @@ func (l *loader) load(ctx context.Context, e *set.EventBus, src Source) error {
 	if err := l.loadAll(ctx, e, src, md); err != nil {
 		return err
 	}
-	if err := l.commitPositions(ctx, e); err != nil {
+	if err := l.commitPositions(ctx, e, there.groups); err != nil {
 		return err
 	}
-	l.createACLs(ctx, e.ACLs)
-	return l.applyConfigs(ctx, e)
+	if err := l.applyConfigs(ctx, e, there.brokers); err != nil {
+		return err
+	}
+	return l.createACLs(ctx, e.ACLs)
 }
 
 // loadAll loads the partitions, several at once.
@@ -207,7 +207,7 @@ func (pl *partitionLoad) run(ctx context.Context) error {
 // segment sends one segment's batches.
 func (pl *partitionLoad) segment(ctx context.Context, s *set.Segment) error {
 	damaged := func(err error) error {
-		return stage.Permanentf("segment %s is damaged: %w; verify the set and take another one", s.Entry, err)
+		return stage.Permanentf("segment %s is damaged: %w; verify the set and restore another one", s.Entry, err)
 	}
 	f, err := pl.src.Open(s.Entry)
 	if err != nil {
@@ -231,7 +231,11 @@ func (pl *partitionLoad) segment(ctx context.Context, s *set.Segment) error {
 			return damaged(fmt.Errorf("byte %d: the batch of offsets %d to %d is out of place", pos, b.base, b.last()))
 		}
 		pl.last = b.last()
-		if err := pl.batch(ctx, b); err != nil {
+		problem, err := pl.batch(ctx, b)
+		if problem != nil {
+			return damaged(fmt.Errorf("byte %d: %w", pos, problem))
+		}
+		if err != nil {
 			return err
 		}
 		pos += int64(len(raw))
@@ -248,21 +252,22 @@ func (pl *partitionLoad) segment(ctx context.Context, s *set.Segment) error {
 	return nil
 }
 
-// batch sends one batch, as it is where Kafka takes that.
-func (pl *partitionLoad) batch(ctx context.Context, b batch) error {
+// batch sends one batch, as it is where Kafka takes that. problem is damage of
+// the batch itself.
+func (pl *partitionLoad) batch(ctx context.Context, b batch) (problem, err error) {
 	if b.contiguous() && b.base >= pl.p.Start && b.last() < pl.p.Cut && !b.logAppendTime() {
 		pl.out = neutralise(pl.out, b)
 		at, err := pl.to.send(ctx, pl.out, int64(b.count))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		pl.became(b.base, at, int64(b.count))
-		return nil
+		return nil, nil
 	}
 	pl.reencoded++
-	return reencode(&pl.dec, b, pl.p.Start, pl.p.Cut, func(raw []byte, sources []int64) error {
-		at, err := pl.to.send(ctx, raw, int64(len(sources)))
-		if err != nil {
+	problem = reencode(&pl.dec, b, pl.p.Start, pl.p.Cut, func(raw []byte, sources []int64) error {
+		var at int64
+		if at, err = pl.to.send(ctx, raw, int64(len(sources))); err != nil {
 			return err
 		}
 		for i, s := range sources {
@@ -270,6 +275,10 @@ func (pl *partitionLoad) batch(ctx context.Context, b batch) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	return problem, nil
 }
 
 // became notes that n records from source offset on are now at at, for the

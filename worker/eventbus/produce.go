@@ -23,6 +23,7 @@ type producer struct {
 	part   int32
 	leader int32
 	next   int64 // offset that the next batch must get
+	end    int64 // the log's end when it was last looked at
 	who    identity
 }
 
@@ -58,7 +59,7 @@ func (p *producer) send(ctx context.Context, raw []byte, n int64) (int64, error)
 		stamp(raw, p.who)
 		base, err := p.once(ctx, raw)
 		if err == nil && base != p.next {
-			return 0, stage.Permanentf("a batch landed at offset %d, %d was expected: something else writes to this topic; stop it and restore again", base, p.next)
+			return 0, stage.Permanentf("a batch landed at offset %d, %d was expected: something else writes to this topic, or the target has lost records; see to it and restore again", base, p.next)
 		}
 		if err == nil {
 			return p.written(n), nil
@@ -73,6 +74,9 @@ func (p *producer) send(ctx context.Context, raw []byte, n int64) (int64, error)
 			began = time.Now()
 		}
 		if time.Since(began) > p.l.o.Budget {
+			if p.end < p.next {
+				err = fmt.Errorf("%w (its log ends at %d: it has lost records that it had taken)", err, p.end)
+			}
 			return 0, fmt.Errorf("offset %d could not be written for %s: %w; see to the target's brokers", p.next, p.l.o.Budget, err)
 		}
 		if perr := pause(ctx, try); perr != nil {
@@ -92,6 +96,7 @@ func (p *producer) send(ctx context.Context, raw []byte, n int64) (int64, error)
 func (p *producer) written(n int64) int64 {
 	base := p.next
 	p.next += n
+	p.end = p.next
 	p.who = p.who.after(n)
 	return base
 }
@@ -151,7 +156,7 @@ func (p *producer) found(ctx context.Context, n int64, failure error) (bool, err
 	if err != nil || !ok || end.Err != nil {
 		return false, nil
 	}
-	switch {
+	switch p.end = end.Offset; {
 	case end.Offset == p.next+n:
 		return true, nil
 	case end.Offset > p.next:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
 	"time"
@@ -18,8 +19,8 @@ import (
 )
 
 // CheckTarget tells, before anything is written, whether the bus can take the
-// set: it has none of its topics, none of its groups is active there, and the
-// manifest is sound.
+// set: it has none of its topics, none of its groups is active or has positions
+// there, and the manifest is sound.
 func CheckTarget(ctx context.Context, o Options, e *set.EventBus) error {
 	c, err := connect(ctx, o, probePatience)
 	if err != nil {
@@ -30,8 +31,14 @@ func CheckTarget(ctx context.Context, o Options, e *set.EventBus) error {
 	return err
 }
 
-// checkTarget returns how many brokers the target has.
-func (c *client) checkTarget(ctx context.Context, e *set.EventBus) (int, error) {
+// target is what a look at the target found.
+type target struct {
+	brokers int
+	groups  map[string]bool // of the set's, those that the target knows already
+}
+
+// checkTarget looks at the target and refuses it, or tells what is there.
+func (c *client) checkTarget(ctx context.Context, e *set.EventBus) (target, error) {
 	var first *set.Damage
 	checkManifest(e, func(d set.Damage) {
 		if first == nil {
@@ -39,11 +46,11 @@ func (c *client) checkTarget(ctx context.Context, e *set.EventBus) (int, error) 
 		}
 	})
 	if first != nil {
-		return 0, stage.Permanentf("eventbus: the set's manifest is damaged: %s: %s; verify the set and take another one", first.Entry, first.Problem)
+		return target{}, stage.Permanentf("eventbus: the set's manifest is damaged: %s: %s; verify the set and take another one", first.Entry, first.Problem)
 	}
 	md, err := c.metadata(ctx, topicNames(e.Topics)...)
 	if err != nil {
-		return 0, err
+		return target{}, err
 	}
 	var clash []string
 	for _, t := range e.Topics {
@@ -52,39 +59,19 @@ func (c *client) checkTarget(ctx context.Context, e *set.EventBus) (int, error) 
 		case ok && d.Err == nil:
 			clash = append(clash, t.Name)
 		case isDenied(d.Err):
-			return 0, stage.Permanentf("eventbus: the target does not let the user look up topic %s: %w; grant the user ALL on Topic *, Group * and Cluster for the restore", t.Name, d.Err)
+			return target{}, stage.Permanentf("eventbus: the target does not let the user look up topic %s: %w; grant the user ALL on Topic *, Group * and Cluster for the restore", t.Name, d.Err)
 		case ok && !isUnknownTopic(d.Err):
-			return 0, fmt.Errorf("eventbus: topic %s cannot be looked up on the target: %w", t.Name, d.Err)
+			return target{}, fmt.Errorf("eventbus: topic %s cannot be looked up on the target: %w", t.Name, d.Err)
 		}
 	}
 	if len(clash) > 0 {
-		return 0, stage.Permanentf("eventbus: the target already has %d of the set's topics (%s); restore to a bus without them, or delete them there first", len(clash), names(clash))
+		return target{}, stage.Permanentf("eventbus: the target already has %d of the set's topics (%s); restore to a bus without them, or delete them there first", len(clash), names(clash))
 	}
 	if len(md.Brokers) == 0 {
-		return 0, errors.New("eventbus: the target shows no broker")
+		return target{}, errors.New("eventbus: the target shows no broker; see to its brokers")
 	}
-	return len(md.Brokers), c.checkGroupsIdle(ctx, e.Groups)
-}
-
-// checkGroupsIdle refuses groups of the set that have members on the target:
-// Kafka takes no positions for those.
-func (c *client) checkGroupsIdle(ctx context.Context, groups []set.Group) error {
-	there, err := c.listGroups(ctx)
-	if err != nil {
-		return err
-	}
-	var active []string
-	for _, g := range groups {
-		switch t, ok := there[g.Name]; {
-		case !ok, len(g.Offsets) == 0, t.State == "Empty", t.State == "Dead", t.State == "":
-		default:
-			active = append(active, g.Name)
-		}
-	}
-	if len(active) > 0 {
-		return stage.Permanentf("eventbus: %d consumer groups of the set are active on the target (%s); stop their consumers first", len(active), names(active))
-	}
-	return nil
+	groups, err := c.checkGroups(ctx, e.Groups)
+	return target{len(md.Brokers), groups}, err
 }
 
 func topicNames(topics []set.Topic) []string {
@@ -134,8 +121,8 @@ var timestampLimits = [][]string{
 	nil,
 }
 
-// createTopics makes the set's topics under their holding settings and returns
-// the settings' names. created is told of every topic that may exist from then on.
+// createTopics makes the set's topics under their holding settings. l.made is
+// told of every topic that may exist from then on.
 func (l *loader) createTopics(ctx context.Context, e *set.EventBus, brokers int) error {
 	for i := range e.Topics {
 		t := &e.Topics[i]
@@ -176,24 +163,25 @@ func (l *loader) createTopic(ctx context.Context, t *set.Topic, replicas int, co
 	began := time.Now()
 	unclear := false
 	for try := 1; ; try++ {
-		err := l.askController(ctx, req)
+		asked, err := l.askController(ctx, req)
 		switch {
 		case err == nil, unclear && errors.Is(err, kerr.TopicAlreadyExists):
-			l.created = append(l.created, t.Name)
+			l.made.topic(t.Name)
 			return nil
 		case errors.Is(err, kerr.TopicAlreadyExists):
 			return stage.Permanentf("it was created by somebody else just now (%w); restore to a bus without it", err)
-		case errors.Is(err, kerr.RequestTimedOut), !isKafkaError(err):
+		case errors.Is(err, kerr.RequestTimedOut), asked && !isKafkaError(err):
 			unclear = true
+			l.made.topic(t.Name)
 		case errors.Is(err, kerr.InvalidConfig):
 			return err
-		case !kerr.IsRetriable(err):
+		case isKafkaError(err) && !kerr.IsRetriable(err):
 			return stage.Permanentf("%w; see to the target's rights and settings", err)
 		}
-		if time.Since(began) > l.o.Budget || ctx.Err() != nil {
-			if unclear {
-				l.created = append(l.created, t.Name)
-			}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if time.Since(began) > l.o.Budget {
 			return err
 		}
 		if perr := pause(ctx, try); perr != nil {
@@ -203,26 +191,28 @@ func (l *loader) createTopic(ctx context.Context, t *set.Topic, replicas int, co
 }
 
 // askController sends a request for one topic and returns that topic's error.
-func (l *loader) askController(ctx context.Context, req *kmsg.CreateTopicsRequest) error {
+// asked is false where the request surely did not go out.
+func (l *loader) askController(ctx context.Context, req *kmsg.CreateTopicsRequest) (asked bool, err error) {
 	mctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	md, err := l.adm.BrokerMetadata(mctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	kresp, err := l.Broker(int(md.Controller)).Request(ctx, req)
 	if err != nil {
-		return err
+		var op *net.OpError
+		return !errors.As(err, &op) || op.Op != "dial", err
 	}
 	resp := kresp.(*kmsg.CreateTopicsResponse)
 	if len(resp.Topics) != 1 {
-		return errNoAnswer
+		return true, errNoAnswer
 	}
 	err = kerr.ErrorForCode(resp.Topics[0].ErrorCode)
 	if m := resp.Topics[0].ErrorMessage; err != nil && m != nil {
 		err = fmt.Errorf("%w (%s)", err, *m)
 	}
-	return err
+	return true, err
 }
 
 // isKafkaError tells whether a broker answered with an error code.
@@ -250,6 +240,9 @@ func (l *loader) awaitLeaders(ctx context.Context, e *set.EventBus) (kadm.Metada
 				if now, ok := d.Partitions[p.ID]; d.Err != nil || !ok || now.Err != nil || now.Leader < 0 {
 					missing = fmt.Sprintf("topic %s partition %d", t.Name, p.ID)
 				}
+				if isDenied(d.Err) {
+					return md, stage.Permanentf("eventbus: the target does not let the user look up topic %s: %w; grant the user ALL on Topic *, Group * and Cluster for the restore", t.Name, d.Err)
+				}
 			}
 		}
 		if missing == "" {
@@ -266,25 +259,4 @@ func (l *loader) awaitLeaders(ctx context.Context, e *set.EventBus) (kadm.Metada
 			return md, context.Cause(ctx)
 		}
 	}
-}
-
-// undo deletes the topics that this load made, also when ctx has ended.
-func (l *loader) undo(ctx context.Context) error {
-	if len(l.created) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-	defer cancel()
-	rs, err := l.adm.DeleteTopics(ctx, l.created...)
-	if err == nil {
-		for _, r := range rs {
-			if r.Err != nil && !isUnknownTopic(r.Err) {
-				err = r.Err
-			}
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("the topics made so far (%s) could not be deleted again: %w; delete them by hand", names(l.created), err)
-	}
-	return nil
 }

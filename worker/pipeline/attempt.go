@@ -51,6 +51,10 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	}
 	cancel(nil)
 	<-pumped
+	if err == nil { // a good stage has done its whole, whatever the estimate was
+		c.done.Store(c.total.Load())
+		_ = e.pulse(bg, a, &rate{}, e.p.Now())
+	}
 	if err != nil && cause != nil && !a.committed.Load() {
 		err = cause
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"os"
 	"sync"
 	"time"
 
@@ -38,6 +39,8 @@ const (
 	lookInterval  = time.Second
 	signInterval  = 4 * time.Second
 	sweepInterval = time.Minute
+	// changeInterval is how soon a change of the dump directory is published.
+	changeInterval = 3 * time.Second
 	// settle lets the attempt that woke the house give its lock back first.
 	settle = 200 * time.Millisecond
 	// busyDelay is when asynq delivers a task again whose run a live attempt holds.
@@ -140,12 +143,24 @@ func (w *Worker) signs() {
 // house sweeps and publishes, now and then and after each run.
 func (w *Worker) house() {
 	defer w.wg.Done()
-	t := time.NewTicker(sweepInterval)
+	t, changes := time.NewTicker(sweepInterval), time.NewTicker(changeInterval)
 	defer t.Stop()
+	defer changes.Stop()
+	var seen time.Time
 	for {
 		select {
 		case <-w.done:
 			return
+		case <-changes.C: // a set, or a proof of one, came or went by other hands
+			fi, err := os.Stat(w.p.Dir.Dump)
+			if err != nil || fi.ModTime().Equal(seen) {
+				continue
+			}
+			seen = fi.ModTime()
+			ctx, cancel := context.WithTimeout(context.Background(), sweepInterval)
+			w.publish(ctx)
+			cancel()
+			continue
 		case <-t.C:
 		case <-w.wake:
 			time.Sleep(settle)

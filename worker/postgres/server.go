@@ -199,7 +199,7 @@ func queryError(ctx context.Context, what string, err error) error {
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42501" {
-		return stage.Permanentf("ask PostgreSQL for %s: %s: use a superuser in postgres.dsn", what, pg.Message)
+		return stage.Permanentf("ask PostgreSQL for %s: %s: use a superuser in postgres.dsn, or GRANT pg_monitor to its role", what, pg.Message)
 	}
 	return fmt.Errorf("ask PostgreSQL for %s: %w", what, err)
 }

@@ -32,6 +32,8 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
+	silent bool // behind a damage: what is missing is counted, not listed
+	unread int
 	damage []Damage
 	total  int
 	sum    archive.Sum
@@ -61,7 +63,13 @@ func (x *scan) bad(entry, format string, args ...any) {
 	}
 }
 
-func (x *scan) report(d set.Damage) { x.bad(d.Entry, "%s", d.Problem) }
+func (x *scan) report(d set.Damage) {
+	if x.silent {
+		x.unread++
+		return
+	}
+	x.bad(d.Entry, "%s", d.Problem)
+}
 
 // run reads the archive to its last byte. Its error is one that is no damage.
 func (x *scan) run() (err error) {
@@ -197,10 +205,11 @@ func (x *scan) manifestCopy(h *archive.Header) error {
 	return nil
 }
 
-// finish reports what never came by, and the file's size and hash. Behind the place
-// where an archive is broken all is missing, and said to be.
+// finish reports what never came by, and the file's size and hash. What lies behind
+// the place where an archive is broken is said in one line.
 func (x *scan) finish(broken bool) error {
 	var errs []error
+	x.silent = broken
 	if x.pg != nil {
 		errs = append(errs, x.pg.Finish())
 	}
@@ -209,6 +218,9 @@ func (x *scan) finish(broken bool) error {
 	}
 	if x.bus != nil {
 		errs = append(errs, x.bus.Finish())
+	}
+	if x.unread > 0 {
+		x.bad(x.name, "what comes behind that place could not be read: %d entries or parts of the set could not be checked", x.unread)
 	}
 	if x.copies == 0 && !broken {
 		x.bad(set.ManifestCopy, "it is missing")
