@@ -7,14 +7,10 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
-
-// isTopicOwn tells whether a setting was made on the topic itself.
-func isTopicOwn(c kadm.Config) bool { return c.Source == kmsg.ConfigSourceDynamicTopicConfig }
 
 // acls reads all access rules. A bus without an authorizer has none; rules that
 // may not be read are a warning.

@@ -83,7 +83,7 @@ func compareConfigs(t *testing.T, e *set.EventBus, to *bus) {
 		require.NoError(t, err)
 		got, want := map[string]string{}, map[string]string{"retention.ms": "-1", "retention.bytes": "-1"}
 		for _, kv := range rs[0].Configs {
-			if isTopicOwn(kv) {
+			if kv.Source == kmsg.ConfigSourceDynamicTopicConfig {
 				got[kv.Key] = *kv.Value
 			}
 		}
