@@ -227,10 +227,11 @@ func (d *dumper) settle(ctx context.Context, topics []*topicWork, e *set.EventBu
 			}
 			continue
 		}
+		left := t.gone.Load() // the set already, with a warning
 		if err := d.same(t, now.ID); err != nil {
 			return err
 		}
-		if t.anew.Load() {
+		if t.anew.Load() && !left {
 			d.warn("topic %s was deleted and created again while the backup ran, after it had been read; the set has the old one as it was at the cut", t.Name)
 		}
 	}

@@ -76,6 +76,7 @@ func TestRetentionDuringDump(t *testing.T) {
 }
 
 func TestTopicDeletedDuringDump(t *testing.T) {
+	t.Parallel()
 	b, o := filled(t, "t", 2, 6000)
 	b.create("other", 1)
 	b.produce(b.Client, recs("other", 1, 100)...)
@@ -134,6 +135,7 @@ func TestBrokerKilledDuringDump(t *testing.T) {
 }
 
 func TestBudgetSpentNamesThePlace(t *testing.T) {
+	t.Parallel()
 	b, o := filled(t, "t", 1, 6000)
 	o.Budget = 2 * time.Second
 	s := newStore()
@@ -157,6 +159,7 @@ func TestCancelEndsADumpAtOnce(t *testing.T) {
 }
 
 func TestNobodyListens(t *testing.T) {
+	t.Parallel()
 	c, err := connect(bg, Options{Brokers: []string{"127.0.0.1:1"}}, time.Second)
 	require.Nil(t, c)
 	require.ErrorContains(t, err, "127.0.0.1:1")
@@ -164,6 +167,7 @@ func TestNobodyListens(t *testing.T) {
 }
 
 func TestHiddenTopicsAndRights(t *testing.T) {
+	t.Parallel()
 	backup := lab.User{Mechanism: Plain, Name: "backup", Password: "backup-secret"}
 	acl := func(r kmsg.ACLResourceType, name string, op kmsg.ACLOperation) kfake.ACL {
 		return kfake.ACL{Resource: r, Name: name, Pattern: kmsg.ACLResourcePatternTypeLiteral, Operation: op, Allow: true}

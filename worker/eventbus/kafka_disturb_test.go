@@ -16,6 +16,7 @@ import (
 // What happens to topics of Apache Kafka while they are read. Its real retention
 // deletes whole segments.
 func TestKafkaChangesDuringDump(t *testing.T) {
+	t.Parallel()
 	b := newBus(t, lab.Kafka(t, lab.KafkaOptions{Extra: []string{"log.retention.check.interval.ms=300", "log.initial.task.delay.ms=100"}}))
 	o := b.options()
 	o.FetchBytes, o.SegmentBytes, o.Parallel = 20_000, 40_000, 1
@@ -110,6 +111,7 @@ func TestKafkaChangesDuringDump(t *testing.T) {
 
 // Rights that are missing one by one, on Apache Kafka.
 func TestKafkaMissingRights(t *testing.T) {
+	t.Parallel()
 	user := lab.User{Mechanism: ScramSHA256, Name: "backup", Password: "backup-secret"}
 	b := newBus(t, lab.Kafka(t, lab.KafkaOptions{Users: []lab.User{user}}))
 	o := b.options()

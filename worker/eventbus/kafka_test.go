@@ -15,6 +15,7 @@ import (
 
 // Logins, TLS, rights and hidden topics on Apache Kafka.
 func TestKafkaLoginsAndRights(t *testing.T) {
+	t.Parallel()
 	users := []lab.User{
 		{Mechanism: ScramSHA256, Name: "backup", Password: "backup-secret"},
 		{Mechanism: ScramSHA512, Name: "backup512", Password: "backup-secret"},
