@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -126,8 +125,8 @@ func (a *app) summary(r run.Record) {
 	if e.Set != nil {
 		fmt.Fprintf(a.out, "set       %s (%s)\n", *e.Set, e.Type)
 	}
-	if len(e.Archives) > 0 {
-		fmt.Fprintf(a.out, "archives  %s\n", printable(strings.Join(e.Archives, ", ")))
+	for _, archive := range e.Archives {
+		fmt.Fprintf(a.out, "archive   %s\n", printable(archive))
 	}
 	if e.Manifest != nil {
 		fmt.Fprintf(a.out, "manifest  %s\n", printable(*e.Manifest))
