@@ -302,7 +302,9 @@ func explain(err error, f *Facts, repo string) error {
 		return stage.Permanentf("%w: this PostgreSQL is newer than the installed pgBackRest knows: install a newer pgBackRest", err)
 	case t.code == exitLock:
 		return fmt.Errorf("%w: another pgBackRest backup works on this cluster: wait for it to end, or end it", err)
-	case t.code == exitConnect && has("starting up", "shutting down", "Connection refused", "No such file", "closed the connection", "recovery mode", "too many clients"):
+	case t.code == exitConnect && !has("authentication failed", "pg_hba.conf", "password", "not permitted to log in", "does not exist"):
+		// The preflight logged in by this very socket. So this is a server that
+		// restarts: in recovery after a crash it is "no primary" for a moment.
 		return fmt.Errorf("%w: the server does not answer on its socket in %s: is it running?", err, f.SocketDir)
 	case t.code == exitConnect:
 		return stage.Permanentf("%w: let the account %s in as role %s, with this line in pg_hba.conf and a reload: %s", err, f.ownerName(), f.Role, hbaLine("all", f.Role))
