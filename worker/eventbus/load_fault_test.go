@@ -133,7 +133,7 @@ func TestLoadRefusedTargets(t *testing.T) {
 
 func loadError(ctx context.Context, b *lab.Broker, e *set.EventBus, src Source) error {
 	o := ours(b)
-	o.Budget = 5 * time.Second
+	o.Budget = 30 * time.Second
 	_, err := Load(ctx, o, e, src, LoadOptions{})
 	return err
 }
@@ -144,7 +144,7 @@ func joinGroup(t testing.TB, b *lab.Broker, group, topic string) (leave func()) 
 	c, err := b.Client(kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit(), kgo.MetadataMinAge(20*time.Millisecond))
 	require.NoError(t, err)
 	adm := admin(t, b)
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(40 * time.Second)
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 		c.PollFetches(ctx)
@@ -182,6 +182,10 @@ func failures(t *testing.T, e *set.EventBus, store *segmentStore, target *lab.Br
 	_, err := adm.CreateTopic(t.Context(), 1, 1, nil, "foreign")
 	require.NoError(t, err)
 	before := busState(t, target)
+	for !slices.Contains(before["topics"], "foreign") { // Kafka answers the creation earlier
+		require.NoError(t, pause(t.Context(), 1))
+		before = busState(t, target)
+	}
 	nothing := func(err error, text string) {
 		t.Helper()
 		require.ErrorContains(t, err, text)
@@ -245,14 +249,14 @@ func TestLoadTargetGone(t *testing.T) {
 	e, store, _ := kfakeSet(t, 16<<10)
 	target := lab.Kfake(t, lab.KfakeOptions{})
 	o := ours(target)
-	o.Budget = 2 * time.Second
+	o.Budget = 4 * time.Second
 	var killed error
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	_, err := Load(ctx, o, pickTopics(e, "codec.none"), atOpen(store, 3, func() { killed = target.Kill9() }), LoadOptions{Parallel: 1})
 	require.NoError(t, killed)
 	require.ErrorContains(t, err, "topic codec.none partition")
-	require.ErrorContains(t, err, "could not be written for 2s")
+	require.ErrorContains(t, err, "could not be written for 4s")
 	require.ErrorContains(t, err, "delete by hand the topics codec.none")
 	require.False(t, stage.IsPermanent(err))
 	require.NoError(t, ctx.Err())
@@ -317,7 +321,7 @@ func TestLoadRetention(t *testing.T) {
 // awaitStart waits until a topic's log begins at an offset.
 func awaitStart(t testing.TB, adm *kadm.Client, topic string, at int64) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(40 * time.Second)
 	for {
 		starts, err := adm.ListStartOffsets(t.Context(), topic)
 		require.NoError(t, err)

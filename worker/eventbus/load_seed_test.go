@@ -218,7 +218,7 @@ func (s *seeder) awaitCompaction() {
 		return
 	}
 	before := 0
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(40 * time.Second)
 	for {
 		c, err := s.b.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{"compacted": {0: kgo.NewOffset().AtStart()}}))
 		require.NoError(s.t, err)
