@@ -10,7 +10,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -227,89 +226,4 @@ func TestZeroTopics(t *testing.T) {
 	b2, err := json.Marshal(e)
 	require.NoError(t, err)
 	require.NotContains(t, string(b2), `"topics":null`)
-}
-
-// Lost answers can only be made by kfake inside this process.
-func TestLostAnswersWhileLoading(t *testing.T) {
-	_, o := filled(t, "t", 1, 3000)
-	e, s, _ := dumpAll(t, o)
-	c, err := kfake.NewCluster(kfake.NumBrokers(1))
-	require.NoError(t, err)
-	defer c.Close()
-	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 3})
-	to := Options{Brokers: c.ListenAddrs(), Budget: 20 * time.Second}
-	out, err := Load(bg, to, e, s, LoadOptions{})
-	require.NoError(t, err)
-	require.Equal(t, int64(3000), out.Records)
-	cl, err := connect(bg, to, time.Second)
-	require.NoError(t, err)
-	defer cl.Close()
-	ends, err := cl.adm.ListEndOffsets(bg, "t")
-	require.NoError(t, err)
-	end, _ := ends.Lookup("t", 0)
-	require.Equal(t, int64(3000), end.Offset)
-}
-
-func TestFailedLoadLeavesNothing(t *testing.T) {
-	_, o := filled(t, "t", 2, 3000)
-	e, s, _ := dumpAll(t, o)
-	last := s.order[len(s.order)-1]
-	s.content[last][len(s.content[last])-1] ^= 1
-	to := newBus(t, lab.Kfake(t, lab.KfakeOptions{}))
-	_, err := Load(bg, to.options(), e, s, LoadOptions{})
-	require.ErrorContains(t, err, "damaged")
-	md, err := to.adm.Metadata(kadm.WithAuthorizedOps(bg))
-	require.NoError(t, err)
-	require.Empty(t, md.Topics)
-}
-
-func TestTargetKilledWhileLoading(t *testing.T) {
-	from, o := filled(t, "t", 2, 6000)
-	e, s, _ := dumpAll(t, o)
-	to := newBus(t, lab.Kfake(t, lab.KfakeOptions{Sync: true}))
-	var wg sync.WaitGroup
-	src := &killing{store: s, at: 4, kill: func() {
-		require.NoError(t, to.b.Kill9())
-		wg.Go(func() { require.NoError(t, to.b.Start()) })
-	}}
-	_, err := Load(bg, to.options(), e, src, LoadOptions{Parallel: 1})
-	wg.Wait()
-	require.NoError(t, err)
-	compare(t, e, from, to)
-}
-
-func TestActiveGroupOnTargetIsRefused(t *testing.T) {
-	b, o := filled(t, "t", 1, 100)
-	offsets := kadm.Offsets{}
-	offsets.Add(kadm.Offset{Topic: "t", At: 50, LeaderEpoch: -1})
-	require.NoError(t, b.adm.CommitAllOffsets(bg, "g", offsets))
-	e, _, _ := dumpAll(t, o)
-	to := newBus(t, lab.Kfake(t, lab.KfakeOptions{}))
-	to.create("u", 1)
-	c := to.client(kgo.ConsumerGroup("g"), kgo.ConsumeTopics("u"))
-	ctx, cancel := context.WithCancel(bg)
-	defer cancel()
-	go c.PollFetches(ctx)
-	require.Eventually(t, func() bool {
-		gs, err := to.adm.ListGroups(bg)
-		return err == nil && gs["g"].State == "Stable"
-	}, 10*time.Second, 20*time.Millisecond)
-	require.ErrorContains(t, CheckTarget(bg, to.options(), e), "active")
-}
-
-func TestOldRetentionIsSaid(t *testing.T) {
-	b := newBus(t, lab.Kfake(t, lab.KfakeOptions{}))
-	b.create("old", 1, "retention.ms=-1")
-	r := rec("old", 0, 1)
-	r.Timestamp = time.Now().Add(-30 * 24 * time.Hour)
-	b.produce(b.Client, r)
-	e, s, _ := dumpAll(t, b.options())
-	day := "86400000"
-	e.Topics[0].Configs["retention.ms"] = &day
-	out, err := Load(bg, newBus(t, lab.Kfake(t, lab.KfakeOptions{})).options(), e, s, LoadOptions{})
-	require.NoError(t, err)
-	require.Contains(t, strings.Join(out.Notes, "\n"), "older than its retention")
-	out, err = Load(bg, newBus(t, lab.Kfake(t, lab.KfakeOptions{})).options(), e, s, LoadOptions{FinalRetention: true})
-	require.NoError(t, err)
-	require.Contains(t, strings.Join(out.Warnings, "\n"), "older than its retention")
 }
