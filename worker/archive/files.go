@@ -329,6 +329,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 		count = func(int64) {} // it was counted when it was read first
 	}
 	c := newContent(f, h, a.allowUnreadable, count)
+	c.bare = a.strict // AddTree keeps no records
 	if err := a.w.Entry(ctx, h, c, a.class(n)); err != nil {
 		return a.readFault(n, err)
 	}
