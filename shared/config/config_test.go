@@ -235,7 +235,7 @@ func TestEnvironmentMistakesNameTheVariable(t *testing.T) {
 	}{
 		"bad value":   {map[string]string{"CATALOG_BACKUP_ARCHIVE_LEVEL": "x"}, "environment variable CATALOG_BACKUP_ARCHIVE_LEVEL: archive.level: \"x\" is not a whole number; it takes a whole number"},
 		"two secrets": {map[string]string{"CATALOG_BACKUP_POSTGRES_DSN": secret, "CATALOG_BACKUP_POSTGRES_DSN_FILE": "/x"}, "environment variable CATALOG_BACKUP_POSTGRES_DSN_FILE: postgres.dsn: CATALOG_BACKUP_POSTGRES_DSN is set too; keep one"},
-		"no file":     {map[string]string{"CATALOG_BACKUP_POSTGRES_DSN_FILE": "/nonexistent"}, "cannot read the secret"},
+		"no file":     {map[string]string{"CATALOG_BACKUP_REDIS_ADDRESS": "h:1", "CATALOG_BACKUP_REDIS_PASSWORD_FILE": "/nonexistent"}, "environment variable CATALOG_BACKUP_REDIS_PASSWORD_FILE: redis.password: cannot read the secret"},
 		"password":    {map[string]string{"CATALOG_BACKUP_REDIS_PASSWORD": secret}, "it is embedded, and redis.password is set too"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -243,6 +243,20 @@ func TestEnvironmentMistakesNameTheVariable(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 			require.NotContains(t, err.Error(), secret)
 		})
+	}
+}
+
+// A user of the producer need not be able to read the secrets of the worker.
+func TestSecretsThatOnlyAWorkerNeeds(t *testing.T) {
+	for _, c := range []*Config{
+		parse(t, "instance: c\nversion: '1'\npostgres: {dsn: 'host=/x', password_file: /nonexistent}\n"),
+		func() *Config {
+			c, err := Parse("/etc/c.yaml", []byte("instance: c\nversion: '1'\n"), env(map[string]string{"CATALOG_BACKUP_POSTGRES_DSN_FILE": "/nonexistent"}))
+			require.NoError(t, err)
+			return c
+		}(),
+	} {
+		require.ErrorContains(t, c.ForWorker(), "cannot read the secret: open /nonexistent")
 	}
 }
 
