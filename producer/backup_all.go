@@ -44,7 +44,15 @@ Ctrl-C while waiting ends the waiting (exit 1), not the run.`,
 				return err
 			}
 			defer c.close()
-			r, err := a.start(cmd.Context(), c, requested)
+			patience := reconnect
+			if !wait {
+				patience = 0
+			}
+			var r run.Record
+			err = a.patiently(cmd.Context(), patience, func() error {
+				r, err = a.start(cmd.Context(), c, requested)
+				return err
+			})
 			if err != nil {
 				return err
 			}

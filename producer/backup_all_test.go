@@ -180,6 +180,31 @@ func TestWaitOutlivesARedisThatComesBack(t *testing.T) {
 	}
 }
 
+// A scheduler starts the command right after a reboot, before the worker has
+// brought the embedded Redis up.
+func TestWaitBeginsBeforeRedisIsThere(t *testing.T) {
+	s := newSite(t)
+	require.NoError(t, s.redis.Kill9())
+	p := s.launch("backup-all", "--wait", "--json")
+	w := s.launch("watch", "--json")
+	p.until(&p.err, "trying for 1m00s")
+	w.until(&w.err, "trying for 1m00s")
+	require.NoError(t, w.cmd.Process.Kill())
+	require.NoError(t, s.redis.Start())
+	p.until(&p.err, "no live worker")
+	r := s.run()
+	s.succeed(r, facts)
+	got := p.wait()
+	require.Zero(t, got.code, got.err)
+	require.Equal(t, facts.Set, shape(t, got.out, endingFields...)["set"])
+
+	require.NoError(t, s.redis.Kill9())
+	at := time.Now()
+	require.Equal(t, exit.Unreachable, s.do("watch", "--reconnect", "1s").code)
+	require.Equal(t, exit.Unreachable, s.do("backup-all", "--wait", "--reconnect", "1s").code)
+	require.GreaterOrEqual(t, time.Since(at), 2*time.Second)
+}
+
 func TestWaitGivesUpOnARedisThatStaysAway(t *testing.T) {
 	for name, end := range map[string]func(*site) error{
 		"killed": func(s *site) error { return s.redis.Kill9() },

@@ -323,7 +323,7 @@ func TestCalledAsAlationAction(t *testing.T) {
 
 func TestRedisUnreachable(t *testing.T) {
 	s := newSite(t)
-	verbs := [][]string{{"backup-all"}, {"backup-all", "--json"}, {"backup-all", "--wait", "--json"}, {"status"}, {"watch"}, {"list"}, {"show", "x"}, {"cancel"}, {"status", "20261123t184702z-abcdefgh"}}
+	verbs := [][]string{{"backup-all"}, {"backup-all", "--json"}, {"backup-all", "--wait", "--json", "--reconnect", "0s"}, {"status"}, {"watch", "--reconnect", "0s"}, {"list"}, {"show", "x"}, {"cancel"}, {"status", "20261123t184702z-abcdefgh"}}
 	try := func(words ...string) {
 		t.Helper()
 		for _, verb := range verbs {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os/signal"
 	"syscall"
 	"time"
@@ -50,6 +52,32 @@ func (a *app) waitFor(ctx context.Context, c *connection, r run.Record, reconnec
 		a.summary(last)
 	}
 	return exit.Silent(codeOf(last))
+}
+
+// patiently calls try again while Redis cannot be reached at all: after a reboot,
+// or while another worker takes the embedded Redis over. What was sent and got no
+// answer is not sent again, and a Redis that refuses us is not asked again.
+func (a *app) patiently(ctx context.Context, reconnect time.Duration, try func() error) error {
+	began, said := a.now(), false
+	for {
+		err := try()
+		var dial *net.OpError
+		if err == nil || !errors.As(err, &dial) || dial.Op != "dial" || errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		if a.now().Sub(began) >= reconnect {
+			return err
+		}
+		if !said {
+			said = true
+			fmt.Fprintf(a.err, "note: %s; trying for %s\n", printable(err.Error()), span(reconnect))
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pollEvery):
+		}
+	}
 }
 
 // codeOf is the exit code of a run that is over.

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/run"
 
 	"github.com/spf13/cobra"
 )
@@ -24,7 +25,11 @@ failed, 4 cancelled, 10 good with warnings, 6 when Redis stays away.`,
 				return err
 			}
 			defer c.close()
-			r, err := c.find(cmd.Context(), args)
+			var r run.Record
+			err = a.patiently(cmd.Context(), reconnect, func() error {
+				r, err = c.find(cmd.Context(), args)
+				return err
+			})
 			if err != nil {
 				return err
 			}
