@@ -50,6 +50,9 @@ unless --final-retention is given: Kafka deletes at once what is older than a to
 			"  worker restore X_alation_backup.json --target /data3/bus --only eventbus --bus kafka1:9092,kafka2:9092",
 		Args: exit.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("only") && len(f.only) == 0 {
+				return exit.Withf(exit.Usage, "--only names no part; it takes %s", strings.Join(restore.AllParts, ", "))
+			}
 			ctx, stop := interruptible(cmd.Context())
 			defer stop()
 			return restoreSet(ctx, g, args[0], f)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"sync"
@@ -118,6 +119,9 @@ func Resume(b Begun, o Options) (*Writer, error) {
 		return nil, stage.Permanentf("continue archive %s: %w", b.Path, err)
 	}
 	f, err := os.OpenFile(b.Path, os.O_WRONLY|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, stage.Permanentf("continue archive %s: it is gone: did something else clear the dump directory? run the backup again", b.Path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("continue archive %s: %w", b.Path, err)
 	}

@@ -206,6 +206,10 @@ func TestResumeAtAnyCut(t *testing.T) {
 		if b.Size > 0 {
 			require.True(t, stage.IsPermanent(err), "%v", err)
 		}
+		require.NoError(t, os.Remove(path))
+		_, err = Resume(again, Options{})
+		require.True(t, stage.IsPermanent(err), "what is gone does not come back: %v", err)
+		require.ErrorContains(t, err, "run the backup again")
 	}
 }
 

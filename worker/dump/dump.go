@@ -217,6 +217,9 @@ func (d *Directory) ReadIntent(runID string) (Intent, error) {
 		return in, fmt.Errorf("%q is no run id", runID)
 	}
 	b, err := os.ReadFile(d.intentPath(runID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return in, stage.Permanentf("read the intent of run %s: %w: did something else clear the dump directory? run the backup again", runID, err)
+	}
 	if err != nil {
 		return in, err
 	}

@@ -133,6 +133,16 @@ func TestHalfAnIntentIsCleaned(t *testing.T) {
 	requireOnly(t, d, other)
 }
 
+// Someone cleared the dump directory: a retry finds the same, so there is none.
+func TestCommitWithoutItsIntent(t *testing.T) {
+	d := newDirectory(t)
+	_, files := parts(t, d, runID("a"), 1)
+	require.NoError(t, os.Remove(d.intentPath(runID("a"))))
+	err := d.Commit(runID("a"), files, func() error { return nil })
+	require.True(t, stage.IsPermanent(err), "%v", err)
+	require.ErrorContains(t, err, "run the backup again")
+}
+
 func TestCommitThatMayNotGoOnChangesNothing(t *testing.T) {
 	d := newDirectory(t)
 	_, files := parts(t, d, runID("a"), 1)

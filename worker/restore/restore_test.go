@@ -228,6 +228,8 @@ func TestRestoreRefusals(t *testing.T) {
 	manifest := source.manifest(source.dump)
 	full := scratch(t)
 	require.NoError(t, os.WriteFile(filepath.Join(full, "mine"), []byte("x"), 0o600))
+	unfinished := scratch(t)
+	require.NoError(t, os.MkdirAll(filepath.Join(unfinished, stagingName), 0o700))
 	closed := scratch(t)
 	require.NoError(t, os.Chmod(closed, 0o700))
 	damaged, m := source.copyOf(t)
@@ -253,6 +255,8 @@ func TestRestoreRefusals(t *testing.T) {
 	}{
 		"no target":          {[]string{manifest}, 2, "--target"},
 		"not empty":          {[]string{manifest, "--target", full}, 2, "not empty"},
+		"unfinished":         {[]string{manifest, "--target", unfinished}, 2, "not finished"},
+		"empty part":         {[]string{manifest, "--target", "TARGET", "--only", ""}, 2, "names no part"},
 		"a file":             {[]string{manifest, "--target", filepath.Join(full, "mine")}, 2, "not a directory"},
 		"below a file":       {[]string{manifest, "--target", filepath.Join(full, "mine/x")}, 2, "not a directory"},
 		"a quote":            {[]string{manifest, "--target", "TARGET'"}, 2, "plain path"},

@@ -125,6 +125,8 @@ func (j *job) emptyTarget() error {
 		return j.refuse(ErrUsage, "the target %s is not a directory; choose another", j.o.Target)
 	case err != nil:
 		return j.refuse(ErrUsage, "the target %s: %v; choose another directory", j.o.Target, err)
+	case slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == stagingName }):
+		return j.refuse(ErrUsage, "the target %s holds a restore that was not finished (%s is in it); remove it, or choose another directory", j.o.Target, stagingName)
 	case len(entries) > 0:
 		return j.refuse(ErrUsage, "the target %s is not empty (%s is in it); choose a directory that is empty or not there yet", j.o.Target, strconv.Quote(entries[0].Name()))
 	}
