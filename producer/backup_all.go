@@ -130,7 +130,7 @@ func (a *app) handOver(ctx context.Context, c *connection, r run.Record) {
 	queue := task.NewEnqueuer(asynq.NewClientFromRedisClient(c.rdb), a.now)
 	err := queue.Enqueue(ctx, r.Epoch, "", task.Payload{Run: r.ID, Instance: r.Instance, Stage: r.Stage, Generation: r.Generation}, nil)
 	if err != nil {
-		fmt.Fprintf(a.err, "note: %s; the run is recorded, a worker will take it up by itself\n", printable(err.Error()))
+		fmt.Fprintf(a.err, "note: %s; the run is recorded, a worker will take it up by itself\n", exit.Printable(err.Error()))
 		return
 	}
 	workers, err := c.store.Workers(ctx, r.Instance)

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 )
 
@@ -102,7 +103,7 @@ func (b *bars) rows(r run.Record, now time.Time, width int) []row {
 		out = append(out, row{text: "last error: " + r.Error, colour: escRed})
 	}
 	for i := range out {
-		out[i].text = printable(out[i].text)
+		out[i].text = exit.Printable(out[i].text)
 	}
 	return out
 }
@@ -137,7 +138,7 @@ func (b *bars) stageRow(r run.Record, stage string, now time.Time, width int) ro
 	case last != nil && last.Ended != nil && last.Outcome != nil && *last.Outcome == run.Good:
 		text := head + " done in " + span(last.Ended.Sub(first.Started))
 		if n, ok := b.bytes[stage]; ok {
-			text += ", " + size(n)
+			text += ", " + exit.Size(n)
 		}
 		return row{text: text, colour: escGreen}
 	case r.Stage == stage && !r.State.Over():

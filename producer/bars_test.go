@@ -229,13 +229,13 @@ func TestLinesSayAChangeAtOnceAndProgressNowAndThen(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 150 << 20: "150 MiB", 1<<63 - 1: "8.0 EiB"} {
-		require.Equal(t, want, size(n))
+		require.Equal(t, want, exit.Size(n))
 	}
 	for d, want := range map[time.Duration]string{-time.Second: "0.0s", 1500 * time.Millisecond: "1.5s", 59 * time.Second: "59s", 61 * time.Second: "1m01s",
 		3661 * time.Second: "1h01m", 49 * time.Hour: "2d01h"} {
 		require.Equal(t, want, span(d))
 	}
-	require.Equal(t, `a\x80b\u202e\u0007 c`, printable("a\x80b\u202e\a\nc"))
+	require.Equal(t, `a\x80b\u202e\u0007 c`, exit.Printable("a\x80b\u202e\a\nc"))
 	r := run.Record{BytesDone: num(20), BytesTotal: num(10), Rate: num(0)}
 	require.Equal(t, "20 B of 10 B (100%), 0 B/s", progress(r), "more than expected is no more than all")
 	r = run.Record{BytesDone: num(0), BytesTotal: num(1<<63 - 1), Rate: num(1)}

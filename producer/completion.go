@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"catalog-backup/shared/exit"
 )
 
 // completionLimit is how long a shell waits for us when somebody presses Tab.
@@ -30,7 +32,7 @@ func (a *app) completeSet(cmd *cobra.Command, args []string, _ string) ([]cobra.
 		out := []cobra.Completion{}
 		nodes, _ := c.published(ctx)
 		for _, l := range linesOf(nodes) {
-			out = append(out, cobra.CompletionWithDesc(printable(l.Set), string(l.Type)))
+			out = append(out, cobra.CompletionWithDesc(exit.Printable(l.Set), string(l.Type)))
 		}
 		return out
 	})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 
 	"golang.org/x/term"
@@ -61,7 +62,7 @@ func (l *lines) update(r run.Record, now time.Time) {
 		return
 	}
 	l.last, l.at = about, now
-	fmt.Fprintf(l.out, "%s %s\n", now.UTC().Format(time.RFC3339), printable(standLine(r, now)))
+	fmt.Fprintf(l.out, "%s %s\n", now.UTC().Format(time.RFC3339), exit.Printable(standLine(r, now)))
 }
 
 // standLine says in one line where a run is.

@@ -56,36 +56,11 @@ func (c *connection) published(ctx context.Context) ([]run.Published, error) {
 	return nodes, nil
 }
 
-// listed is one set as `list --json` prints it. Others script against it.
-type listed struct {
-	Set      string    `json:"set"`
-	Type     set.Type  `json:"type"`
-	Created  time.Time `json:"created"`
-	Size     *int64    `json:"size"`
-	Archives []string  `json:"archives"`
-	Parent   *string   `json:"parent"`
-	Proof    *proof    `json:"proof"`
-}
-
-type proof struct {
-	Kind string    `json:"kind"`
-	At   time.Time `json:"at"`
-	Good bool      `json:"good"`
-}
-
-func listedOf(s set.Summary) listed {
-	l := listed{Set: s.Set, Type: s.Type, Created: s.Created.UTC(), Size: s.Size, Archives: array(s.Archives), Parent: s.Parent}
-	if s.Proof != nil {
-		l.Proof = &proof{Kind: s.Proof.Kind, At: s.Proof.At.UTC(), Good: s.Proof.Good}
-	}
-	return l
-}
-
-func linesOf(nodes []run.Published) []listed {
-	lines := []listed{}
+func linesOf(nodes []run.Published) []set.Listed {
+	lines := []set.Listed{}
 	for _, n := range nodes {
 		for _, s := range n.Sets {
-			lines = append(lines, listedOf(s))
+			lines = append(lines, s.Listed())
 		}
 	}
 	sort.SliceStable(lines, func(i, j int) bool { return lines[i].Set < lines[j].Set })
@@ -101,17 +76,17 @@ func (a *app) printSets(instance string, nodes []run.Published) {
 		if i > 0 {
 			fmt.Fprintln(a.out)
 		}
-		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", printable(n.Dir), printable(n.Node), n.At.UTC().Format(time.RFC3339), span(a.now().Sub(n.At)))
+		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", exit.Printable(n.Dir), exit.Printable(n.Node), n.At.UTC().Format(time.RFC3339), span(a.now().Sub(n.At)))
 		if len(n.Sets) == 0 {
 			fmt.Fprintln(a.out, "no sets")
 		} else {
 			a.printTable(n.Sets)
 		}
 		for _, f := range n.Foreign {
-			fmt.Fprintf(a.out, "foreign: %s (not ours, never touched)\n", printable(f))
+			fmt.Fprintf(a.out, "foreign: %s (not ours, never touched)\n", exit.Printable(f))
 		}
 		for _, p := range n.Problems {
-			fmt.Fprintf(a.out, "problem: %s\n", printable(p))
+			fmt.Fprintf(a.out, "problem: %s\n", exit.Printable(p))
 		}
 	}
 }
@@ -122,10 +97,10 @@ func (a *app) printTable(sets []set.Summary) {
 	for _, s := range sets {
 		bytes := "unknown"
 		if s.Size != nil {
-			bytes = size(*s.Size)
+			bytes = exit.Size(*s.Size)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", printable(s.Set), printable(string(s.Type)), bytes,
-			span(a.now().Sub(s.Created)), printable(strings.Join(s.Parts, ",")), a.soundness(s))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", exit.Printable(s.Set), exit.Printable(string(s.Type)), bytes,
+			span(a.now().Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), a.soundness(s))
 	}
 	_ = w.Flush()
 }
@@ -133,7 +108,7 @@ func (a *app) printTable(sets []set.Summary) {
 // soundness says what is known of a set's health.
 func (a *app) soundness(s set.Summary) string {
 	if len(s.Missing) > 0 {
-		return "ARCHIVES MISSING OR OF WRONG SIZE: " + printable(strings.Join(s.Missing, ", "))
+		return "ARCHIVES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
 	}
 	if s.Proof == nil {
 		return "none"
@@ -142,5 +117,5 @@ func (a *app) soundness(s set.Summary) string {
 	if !s.Proof.Good {
 		verdict = "DAMAGED"
 	}
-	return fmt.Sprintf("%s %s, %s ago", printable(s.Proof.Kind), verdict, span(a.now().Sub(s.Proof.At)))
+	return fmt.Sprintf("%s %s, %s ago", exit.Printable(s.Proof.Kind), verdict, span(a.now().Sub(s.Proof.At)))
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/set"
 
 	"github.com/stretchr/testify/require"
 )
@@ -22,7 +23,7 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 		"producer backup-all --json":        &result{},
 		"producer backup-all --wait --json": &ending{},
 		"producer status --json":            &standing{},
-		"producer list --json":              &[]listed{},
+		"producer list --json":              &[]set.Listed{},
 		"producer show SET --json":          &details{},
 		"producer cancel --json":            &cancelled{},
 	}

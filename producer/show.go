@@ -67,7 +67,7 @@ func findSet(nodes []run.Published, id string) (run.Published, set.Summary, bool
 
 // details is what `show --json` prints: the line of `list` and more.
 type details struct {
-	listed
+	set.Listed
 	Instance  string       `json:"instance"`
 	Node      string       `json:"node"`
 	Dir       string       `json:"dir"`
@@ -79,7 +79,7 @@ type details struct {
 }
 
 func detailsOf(n run.Published, s set.Summary) details {
-	d := details{listed: listedOf(s), Instance: s.Instance, Node: n.Node, Dir: s.Dir, Published: n.At.UTC(),
+	d := details{Listed: s.Listed(), Instance: s.Instance, Node: n.Node, Dir: s.Dir, Published: n.At.UTC(),
 		Parts: array(s.Parts), Warnings: array(s.Warnings), Missing: array(s.Missing), Damage: []set.Damage{}}
 	if s.Proof != nil {
 		d.Damage = append(d.Damage, s.Proof.Damage...)
@@ -89,7 +89,7 @@ func detailsOf(n run.Published, s set.Summary) details {
 
 func (a *app) printDetails(d details) {
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(a.out, "%-10s %s\n", key, printable(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(a.out, "%-10s %s\n", key, exit.Printable(fmt.Sprintf(format, args...)))
 	}
 	line("set", "%s", d.Set)
 	line("instance", "%s", d.Instance)
@@ -99,7 +99,7 @@ func (a *app) printDetails(d details) {
 	}
 	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), span(a.now().Sub(d.Created)))
 	if d.Size != nil {
-		line("size", "%s (%d bytes)", size(*d.Size), *d.Size)
+		line("size", "%s (%d bytes)", exit.Size(*d.Size), *d.Size)
 	}
 	line("parts", "%s", strings.Join(d.Parts, ", "))
 	for _, p := range d.Archives {

@@ -69,7 +69,7 @@ func standingOf(r run.Record) standing {
 
 func (a *app) printStanding(r run.Record) {
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(a.out, "%-10s %s\n", key, printable(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(a.out, "%-10s %s\n", key, exit.Printable(fmt.Sprintf(format, args...)))
 	}
 	now := a.now()
 	line("run", "%s of instance %s, %s", r.ID, r.Instance, r.Type)
@@ -143,8 +143,8 @@ func (a *app) printAttempts(attempts []run.Attempt, now time.Time) {
 		if t.Error != nil {
 			text = *t.Error
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", printable(t.Stage), t.Attempt, printable(t.Node),
-			t.Started.UTC().Format(time.RFC3339), span(end.Sub(t.Started)), outcome, printable(text))
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", exit.Printable(t.Stage), t.Attempt, exit.Printable(t.Node),
+			t.Started.UTC().Format(time.RFC3339), span(end.Sub(t.Started)), outcome, exit.Printable(text))
 	}
 	_ = w.Flush()
 }

@@ -2,52 +2,11 @@ package main
 
 import (
 	"fmt"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 )
-
-// printable makes a text that came from outside safe for a terminal and one line
-// long: control characters and broken UTF-8 are shown as escapes.
-func printable(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r == '\n' || r == '\r' || r == '\t':
-			b.WriteByte(' ')
-		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-		i += n
-	}
-	return b.String()
-}
-
-// size writes a number of bytes in binary units.
-func size(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	units := []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
-	v := float64(n)
-	u := -1
-	for v >= 1024 && u < len(units)-1 {
-		v /= 1024
-		u++
-	}
-	if v >= 100 {
-		return fmt.Sprintf("%.0f %s", v, units[u])
-	}
-	return fmt.Sprintf("%.1f %s", v, units[u])
-}
 
 // span writes a length of time in its two leading units.
 func span(d time.Duration) string {
@@ -91,15 +50,15 @@ func progress(r run.Record) string {
 	if r.BytesDone == nil {
 		return ""
 	}
-	words := size(*r.BytesDone)
+	words := exit.Size(*r.BytesDone)
 	if r.BytesTotal != nil {
-		words += " of " + size(*r.BytesTotal)
+		words += " of " + exit.Size(*r.BytesTotal)
 	}
 	if f, ok := fraction(r); ok {
 		words += fmt.Sprintf(" (%.0f%%)", 100*f)
 	}
 	if r.Rate != nil {
-		words += ", " + size(*r.Rate) + "/s"
+		words += ", " + exit.Size(*r.Rate) + "/s"
 	}
 	if d, ok := left(r); ok {
 		words += ", ETA " + span(d)

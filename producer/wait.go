@@ -126,7 +126,7 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 			return r, exit.Withf(exit.Unreachable, "%w; tried for %s; the run may go on without us: see `status %s` later", c.explain(err), span(reconnect), r.ID)
 		case !away:
 			away = true
-			show.away("Redis is away, trying for "+span(reconnect)+": "+printable(err.Error()), a.now())
+			show.away("Redis is away, trying for "+span(reconnect)+": "+exit.Printable(err.Error()), a.now())
 		}
 		select {
 		case <-ctx.Done():
@@ -154,18 +154,18 @@ func (a *app) summary(r run.Record) {
 		fmt.Fprintf(a.out, "set       %s (%s)\n", *e.Set, e.Type)
 	}
 	for _, archive := range e.Archives {
-		fmt.Fprintf(a.out, "archive   %s\n", printable(archive))
+		fmt.Fprintf(a.out, "archive   %s\n", exit.Printable(archive))
 	}
 	if e.Manifest != nil {
-		fmt.Fprintf(a.out, "manifest  %s\n", printable(*e.Manifest))
+		fmt.Fprintf(a.out, "manifest  %s\n", exit.Printable(*e.Manifest))
 	}
 	for _, n := range r.Notes {
-		fmt.Fprintf(a.out, "note      %s\n", printable(n))
+		fmt.Fprintf(a.out, "note      %s\n", exit.Printable(n))
 	}
 	for _, w := range e.Warnings {
-		fmt.Fprintf(a.out, "warning   %s\n", printable(w))
+		fmt.Fprintf(a.out, "warning   %s\n", exit.Printable(w))
 	}
 	if e.Error != nil {
-		fmt.Fprintf(a.out, "error     %s\n", printable(*e.Error))
+		fmt.Fprintf(a.out, "error     %s\n", exit.Printable(*e.Error))
 	}
 }

@@ -7,9 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/worker/stage"
 
 	"golang.org/x/term"
@@ -71,46 +70,11 @@ func (p *progress) draw() {
 	p.mu.Unlock()
 	total, done := p.total.Load(), p.done.Load()
 	if total <= 0 {
-		fmt.Fprintf(p.out, "\r\x1b[K%s %s", name, size(done))
+		fmt.Fprintf(p.out, "\r\x1b[K%s %s", name, exit.Size(done))
 		return
 	}
 	const width = 30
 	part := min(1, float64(done)/float64(total))
 	full := int(part * width)
-	fmt.Fprintf(p.out, "\r\x1b[K%-8s [%s%s] %3.0f%%  %s of %s", name, strings.Repeat("=", full), strings.Repeat(" ", width-full), 100*part, size(done), size(total))
-}
-
-// printable makes a text that came from outside safe for a terminal and one line long.
-func printable(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r == '\n' || r == '\r' || r == '\t':
-			b.WriteByte(' ')
-		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-		i += n
-	}
-	return b.String()
-}
-
-// size writes a number of bytes in binary units.
-func size(n int64) string {
-	v, unit := float64(n), "B"
-	for _, u := range []string{"KiB", "MiB", "GiB", "TiB", "PiB"} {
-		if v < 1024 {
-			break
-		}
-		v, unit = v/1024, u
-	}
-	if unit == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", v, unit)
+	fmt.Fprintf(p.out, "\r\x1b[K%-8s [%s%s] %3.0f%%  %s of %s", name, strings.Repeat("=", full), strings.Repeat(" ", width-full), 100*part, exit.Size(done), exit.Size(total))
 }

@@ -36,23 +36,6 @@ problems. Nothing is verified; "worker verify" does that.`,
 	return cmd
 }
 
-// listed is one set as `list --json` prints it, as `producer list --json` does.
-type listed struct {
-	Set      string       `json:"set"`
-	Type     set.Type     `json:"type"`
-	Created  time.Time    `json:"created"`
-	Size     *int64       `json:"size"`
-	Archives []string     `json:"archives"`
-	Parent   *string      `json:"parent"`
-	Proof    *listedProof `json:"proof"`
-}
-
-type listedProof struct {
-	Kind string    `json:"kind"`
-	At   time.Time `json:"at"`
-	Good bool      `json:"good"`
-}
-
 func listSets(g *globals, dir string, now time.Time) error {
 	var err error
 	if dir == "" {
@@ -74,37 +57,33 @@ func listSets(g *globals, dir string, now time.Time) error {
 		printListing(os.Stdout, dir, l, now)
 		return nil
 	}
-	lines := []listed{}
+	lines := []set.Listed{}
 	for _, s := range l.Sets {
-		x := listed{Set: s.Set, Type: s.Type, Created: s.Created.UTC(), Size: s.Size, Archives: s.Archives, Parent: s.Parent}
-		if s.Proof != nil {
-			x.Proof = &listedProof{s.Proof.Kind, s.Proof.At.UTC(), s.Proof.Good}
-		}
-		lines = append(lines, x)
+		lines = append(lines, s.Listed())
 	}
 	for _, p := range l.Problems {
-		fmt.Fprintf(os.Stderr, "worker: %s\n", printable(p))
+		fmt.Fprintf(os.Stderr, "worker: %s\n", exit.Printable(p))
 	}
 	return exit.JSON(os.Stdout, lines)
 }
 
 func printListing(out io.Writer, dir string, l set.Listing, now time.Time) {
 	if len(l.Sets) == 0 {
-		fmt.Fprintf(out, "no sets in %s\n", printable(dir))
+		fmt.Fprintf(out, "no sets in %s\n", exit.Printable(dir))
 	} else {
 		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "SET\tTYPE\tSIZE\tCREATED\tAGE\tPARTS\tLAST PROOF")
 		for _, s := range l.Sets {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Set, printable(string(s.Type)), size(*s.Size), s.Created.UTC().Format(time.RFC3339),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Set, exit.Printable(string(s.Type)), exit.Size(*s.Size), s.Created.UTC().Format(time.RFC3339),
 				max(0, now.Sub(s.Created)).Round(time.Second), strings.Join(s.Parts, ","), soundness(s))
 		}
 		w.Flush()
 	}
 	for _, f := range l.Foreign {
-		fmt.Fprintf(out, "foreign: %s (no manifest of ours, never touched)\n", printable(f))
+		fmt.Fprintf(out, "foreign: %s (no manifest of ours, never touched)\n", exit.Printable(f))
 	}
 	for _, p := range l.Problems {
-		fmt.Fprintf(out, "problem: %s\n", printable(p))
+		fmt.Fprintf(out, "problem: %s\n", exit.Printable(p))
 	}
 }
 
@@ -112,13 +91,13 @@ func printListing(out io.Writer, dir string, l set.Listing, now time.Time) {
 func soundness(s set.Summary) string {
 	switch {
 	case len(s.Missing) > 0:
-		return "ARCHIVES MISSING OR OF WRONG SIZE: " + printable(strings.Join(s.Missing, ", "))
+		return "ARCHIVES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
 	case s.Proof == nil:
 		return "none"
 	case !s.Proof.Good:
-		return fmt.Sprintf("%s DAMAGED, %s", printable(s.Proof.Kind), s.Proof.At.UTC().Format(time.RFC3339))
+		return fmt.Sprintf("%s DAMAGED, %s", exit.Printable(s.Proof.Kind), s.Proof.At.UTC().Format(time.RFC3339))
 	}
-	return fmt.Sprintf("%s good, %s", printable(s.Proof.Kind), s.Proof.At.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("%s good, %s", exit.Printable(s.Proof.Kind), s.Proof.At.UTC().Format(time.RFC3339))
 }
 
 // completeSets offers the ids in --dir, and files.

@@ -129,13 +129,13 @@ func (g *globals) printRestored(r *restore.Result, err error) error {
 
 func printResult(w io.Writer, r *restore.Result) {
 	for _, x := range r.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", printable(x))
+		fmt.Fprintf(w, "warning: %s\n", exit.Printable(x))
 	}
 	for _, n := range r.Notes {
-		fmt.Fprintf(w, "note: %s\n", printable(n))
+		fmt.Fprintf(w, "note: %s\n", exit.Printable(n))
 	}
 	fmt.Fprintf(w, "%s: restored %s into %s (verified in %.1f s, restored in %.1f s)\n",
-		printable(r.Set), strings.Join(r.Parts, ", "), printable(r.Target), r.VerifySeconds, r.RestoreSeconds)
+		exit.Printable(r.Set), strings.Join(r.Parts, ", "), exit.Printable(r.Target), r.VerifySeconds, r.RestoreSeconds)
 	if l := r.EventBus; l != nil {
 		fmt.Fprintf(w, "loaded into the bus: %d topics, %d records, %d groups\n", l.Topics, l.Records, l.Groups)
 	}
@@ -143,7 +143,7 @@ func printResult(w io.Writer, r *restore.Result) {
 		fmt.Fprintln(w, "what to do next:")
 	}
 	for _, n := range r.Next {
-		fmt.Fprintf(w, "  - %s\n", printable(n))
+		fmt.Fprintf(w, "  - %s\n", exit.Printable(n))
 	}
 }
 

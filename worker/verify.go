@@ -143,18 +143,18 @@ func verify(ctx context.Context, g *globals, what, dir string) error {
 func printReport(w io.Writer, r *restore.Report) {
 	printDamage(w, r.Damage, r.DamageTotal)
 	for _, n := range r.Notes {
-		fmt.Fprintf(w, "note: %s\n", printable(n))
+		fmt.Fprintf(w, "note: %s\n", exit.Printable(n))
 	}
 	verdict := "good"
 	if !r.Good {
 		verdict = fmt.Sprintf("DAMAGED, %d findings", r.DamageTotal)
 	}
-	fmt.Fprintf(w, "%s: %s (%s read)\n", printable(r.Set), verdict, size(r.Bytes))
+	fmt.Fprintf(w, "%s: %s (%s read)\n", exit.Printable(r.Set), verdict, exit.Size(r.Bytes))
 }
 
 func printDamage(w io.Writer, list []restore.Damage, total int) {
 	for _, d := range list {
-		fmt.Fprintf(w, "damage: %s\n", printable(d.String()))
+		fmt.Fprintf(w, "damage: %s\n", exit.Printable(d.String()))
 	}
 	if more := total - len(list); more > 0 {
 		fmt.Fprintf(w, "damage: and %d more\n", more)
