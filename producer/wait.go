@@ -70,7 +70,7 @@ func (a *app) patiently(ctx context.Context, reconnect time.Duration, try func()
 		}
 		if !said {
 			said = true
-			fmt.Fprintf(a.err, "note: %s; trying for %s\n", printable(err.Error()), span(reconnect))
+			fmt.Fprintf(a.err, "note: %s; trying for %s\n", exit.Printable(err.Error()), span(reconnect))
 		}
 		select {
 		case <-ctx.Done():
