@@ -1,6 +1,7 @@
 package set
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,13 +69,53 @@ func ReadHead(path string) (*Manifest, error) {
 			Bytes   int64    `json:"bytes"`
 		} `json:"files"`
 	}{Manifest: m}
-	if err := decode(f, path, m, &light); err != nil {
+	text, err := withoutEntries(f)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", path, err)
+	}
+	if err := decode(bytes.NewReader(text), path, m, &light); err != nil {
 		return nil, err
 	}
 	if l := light.Files; l != nil {
 		m.Files = &Files{Paths: l.Paths, Exclude: l.Exclude, Count: l.Count, Bytes: l.Bytes}
 	}
 	return m, nil
+}
+
+// withoutEntries reads a manifest up to its list of files, which comes last, and
+// closes it there: the list of a million files must not be in memory to show the
+// rest. Quotes within strings are escaped, so that the key cannot be mistaken. A
+// file that does not end as JSON does is given as it is, for the decoder to refuse.
+func withoutEntries(f *os.File) ([]byte, error) {
+	key := []byte(`"entries": [`)
+	var text []byte
+	chunk := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(chunk)
+		from := max(0, len(text)-len(key))
+		text = append(text, chunk[:n]...)
+		if at := bytes.Index(text[from:], key); at >= 0 && endsAsJSON(f) {
+			return append(text[:from+at+len(key)], "]}}"...), nil
+		}
+		if errors.Is(err, io.EOF) {
+			return text, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func endsAsJSON(f *os.File) bool {
+	fi, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	tail := make([]byte, min(fi.Size(), 16))
+	if _, err := f.ReadAt(tail, fi.Size()-int64(len(tail))); err != nil {
+		return false
+	}
+	return bytes.HasSuffix(bytes.Join(bytes.Fields(tail), nil), []byte("]}}"))
 }
 
 // check refuses names that would become wrong paths.

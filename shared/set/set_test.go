@@ -84,6 +84,28 @@ func TestManifestIsWrittenAsAStreamAndRead(t *testing.T) {
 	require.ErrorContains(t, WriteManifest(io.Discard, m, func() ([]byte, error) { return nil, errors.New("disk") }), "disk")
 }
 
+// The head of a long manifest is read without its list; a cut one is refused all the same.
+func TestHeadOfALongManifest(t *testing.T) {
+	files := make([]File, 5000)
+	for i := range files {
+		files[i] = File{Path: `/a/"entries": [`, Kind: "file"}
+	}
+	var b bytes.Buffer
+	require.NoError(t, WriteManifest(&b, sample(), lines(files...)))
+	path := filepath.Join(t.TempDir(), id.ManifestName())
+	require.NoError(t, os.WriteFile(path, b.Bytes(), 0o600))
+	head, err := ReadHead(path)
+	require.NoError(t, err)
+	require.Equal(t, []string{"/a"}, head.Files.Paths)
+	for _, cut := range []int{1, 3, 10, 1000, b.Len() - 100} {
+		require.NoError(t, os.WriteFile(path, b.Bytes()[:b.Len()-cut], 0o600))
+		_, err = ReadHead(path)
+		if cut > 1 { // the last byte is only a newline
+			require.ErrorContains(t, err, "damaged", "cut %d", cut)
+		}
+	}
+}
+
 func TestDamagedAndUnknownManifestsAreRefused(t *testing.T) {
 	good, err := json.Marshal(sample())
 	require.NoError(t, err)
