@@ -2,9 +2,9 @@ package backup
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/archive"
@@ -101,19 +101,9 @@ func (s prepare) space(repo, files, busBytes int64, f *stage.Findings) error {
 	switch {
 	case free < least:
 		return stage.Permanentf("check the space in %s: %s are free, at least %s are needed (Postgres staged and packed %s, files %s, Event Bus %s, before compression); free some, or set alation.backup.data_dump_dir to a larger disk",
-			s.Config.Backup.DumpDir, size(free), size(least), size(2*repo), size(files), size(busBytes))
+			s.Config.Backup.DumpDir, exit.Size(free), exit.Size(least), exit.Size(2*repo), exit.Size(files), exit.Size(busBytes))
 	case free < most:
-		f.Note("%s has %s free; if the files and events hardly compress, up to %s are needed", s.Config.Backup.DumpDir, size(free), size(most))
+		f.Note("%s has %s free; if the files and events hardly compress, up to %s are needed", s.Config.Backup.DumpDir, exit.Size(free), exit.Size(most))
 	}
 	return nil
-}
-
-func size(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	}
-	return fmt.Sprintf("%d bytes", n)
 }

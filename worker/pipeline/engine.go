@@ -119,13 +119,14 @@ func (e *Engine) ProcessTask(_ context.Context, t *asynq.Task) error {
 		return nil // an older generation: it touches nothing
 	}
 	if r.Node != "" && r.Node != e.p.Node {
-		return e.forward(ctx, r)
+		return e.enqueueAnew(ctx, r) // it goes to the node with the staging
 	}
 	return e.deliver(ctx, r)
 }
 
-// forward hands a task that reached the wrong node on to the one with the staging.
-func (e *Engine) forward(ctx context.Context, r run.Record) error {
+// enqueueAnew replaces the task of the record's generation by a fresh one, where the
+// record says it belongs: it reached the wrong node, or will do nothing any more.
+func (e *Engine) enqueueAnew(ctx context.Context, r run.Record) error {
 	n, err := e.p.Store.Anew(ctx, r, r.Generation)
 	if err != nil || n.Kind == "stale" {
 		return err
@@ -159,7 +160,7 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 		if r, err = e.p.Store.Get(ctx, r.ID); err != nil {
 			return err
 		}
-		return e.forward(ctx, r)
+		return e.enqueueAnew(ctx, r) // it goes to the node with the staging
 	default:
 		return e.leaveNothing(ctx, r.ID)
 	}

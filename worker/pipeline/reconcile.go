@@ -170,11 +170,7 @@ func (r *Reconciler) anew(ctx context.Context, rec run.Record) error {
 	if err != nil || fresh.Generation != rec.Generation || fresh.Claimed != rec.Claimed {
 		return err
 	}
-	n, err := r.e.p.Store.Anew(ctx, rec, rec.Generation)
-	if err != nil || n.Kind == "stale" {
-		return err
-	}
-	return r.e.enqueue(ctx, rec, rec.Stage, n.Generation)
+	return r.e.enqueueAnew(ctx, rec)
 }
 
 // nodeLost fails a run whose node has had no worker for too long and frees the
