@@ -18,7 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const family = "echo ready; sleep 1000 & sleep 1000 & (sleep 1000 & sleep 1000) & wait"
+// It says it is ready when its children are there.
+const family = "sleep 1000 & sleep 1000 & (sleep 1000 & sleep 1000) & echo ready; wait"
 
 func sh(script string) Command { return Command{Path: "sh", Args: []string{"-c", script}} }
 
