@@ -1,8 +1,8 @@
 // site fills the servers of the compose example with data, and describes what is in
 // them, so that a restore can be compared with its source:
 //
-//	site fill                  rows, events and files, once
-//	site describe [MANIFEST]   one JSON value: description by name; of a bus up to the manifest's cut
+//	site fill       rows, events and files, once
+//	site describe   one JSON value: description by name
 //
 // SITE_DSN, SITE_BROKERS (HOST:PORT,…) and SITE_FILES (a directory) say where; describe
 // leaves out what is not set. SITE_TABLESPACE, for fill, is a directory of PostgreSQL's user.
@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"catalog-backup/shared/lab/sample"
-	"catalog-backup/shared/set"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -42,7 +41,7 @@ func main() {
 	}
 	fmt.Fprintln(os.Stderr, "site:", err)
 	if errors.Is(err, errUsage) {
-		fmt.Fprintln(os.Stderr, "usage: site fill | site describe [MANIFEST]   (environment: SITE_DSN, SITE_BROKERS, SITE_FILES, SITE_TABLESPACE)")
+		fmt.Fprintln(os.Stderr, "usage: site fill | site describe   (environment: SITE_DSN, SITE_BROKERS, SITE_FILES, SITE_TABLESPACE)")
 		os.Exit(2)
 	}
 	os.Exit(1)
@@ -57,9 +56,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 1 && args[0] == "fill":
 		return s.fill(ctx)
 	case len(args) == 1 && args[0] == "describe":
-		return s.describe(ctx, "")
-	case len(args) == 2 && args[0] == "describe":
-		return s.describe(ctx, args[1])
+		return s.describe(ctx)
 	}
 	return errUsage
 }
@@ -141,7 +138,7 @@ func awaitBus(ctx context.Context, c *kgo.Client) error {
 }
 
 // describe prints what is in the parts that there are.
-func (s site) describe(ctx context.Context, manifest string) error {
+func (s site) describe(ctx context.Context) error {
 	all := map[string]string{}
 	put := func(part string, found map[string]string) {
 		for name, is := range found {
@@ -156,11 +153,7 @@ func (s site) describe(ctx context.Context, manifest string) error {
 		put("rows", rows)
 	}
 	if s.brokers != nil {
-		cut, err := eventBus(manifest)
-		if err != nil {
-			return err
-		}
-		bus, err := sample.ReadBus(ctx, cut, s.brokers...)
+		bus, err := sample.ReadBus(ctx, nil, s.brokers...)
 		if err != nil {
 			return fmt.Errorf("describe the events: %w", err)
 		}
@@ -177,20 +170,4 @@ func (s site) describe(ctx context.Context, manifest string) error {
 		put("files", files)
 	}
 	return json.NewEncoder(os.Stdout).Encode(all)
-}
-
-// eventBus reads the cut from a set's manifest; nil where there is none.
-func eventBus(manifest string) (*set.EventBus, error) {
-	if manifest == "" {
-		return nil, nil
-	}
-	text, err := os.ReadFile(manifest)
-	if err != nil {
-		return nil, err
-	}
-	var m set.Manifest
-	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("read %s: %w", manifest, err)
-	}
-	return m.EventBus, nil
 }
