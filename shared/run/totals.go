@@ -1,14 +1,10 @@
 package run
 
 import (
-	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // TookBounds are the upper bounds, in seconds, of the classes in which the
@@ -91,19 +87,6 @@ type Durations struct {
 	Count   int64
 	Sum     time.Duration
 	Classes map[float64]int64 // by upper bound: how many took at most so long, all shorter ones included
-}
-
-// ReadTotals asks for the totals within a pipeline; the function gives them once
-// the pipeline was executed.
-func ReadTotals(ctx context.Context, p redis.Pipeliner, instance string) func() (Totals, error) {
-	cmd := p.HGetAll(ctx, totalsKey(instance))
-	return func() (Totals, error) {
-		h, err := cmd.Result()
-		if err != nil {
-			return Totals{}, fmt.Errorf("read the totals of instance %s: %w", instance, err)
-		}
-		return parseTotals(h), nil
-	}
 }
 
 // parseTotals passes over fields that it does not know: they are another version's.
