@@ -21,7 +21,8 @@ var TookBounds = []float64{1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 2880
 //	last                              state of the run that ended last
 //	last_ended                        when, as a record's times are written
 var counting = `
-local function count(field, n) redis.call('HINCRBY', KEYS[4], field, n) end
+-- Counting never stands in the way of the run: pcall, since an odd hand may have made the key of another type.
+local function count(field, n) redis.pcall('HINCRBY', KEYS[4], field, n) end
 -- seconds since 1970 of a time as Go writes it, in UTC; nil if it is none
 local function seconds(t)
   local y, m, d, h, min, s = string.match(t or '', '^(%d+)-(%d+)-(%d+)T(%d+):(%d+):([%d.]+)Z$')
@@ -33,7 +34,7 @@ local function seconds(t)
 end
 local function count_attempt(a)
   local from, to = seconds(a.started), seconds(a.ended)
-  if not from or not to then return end
+  if not from or not to or not a.stage then return end
   local took = math.max(0, to - from)
   local class = 'inf'
   for _, bound in ipairs({` + bounds() + `}) do
@@ -46,7 +47,7 @@ end
 local function count_retry(stage, kind) count('retries:' .. stage .. ':' .. kind, 1) end
 local function count_run(state)
   count('runs:' .. state, 1)
-  redis.call('HSET', KEYS[4], 'last', state, 'last_ended', now)
+  redis.pcall('HSET', KEYS[4], 'last', state, 'last_ended', now)
 end
 `
 

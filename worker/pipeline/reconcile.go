@@ -45,6 +45,7 @@ func NewReconciler(e *Engine, in *asynq.Inspector, worker string, interval time.
 
 // Start begins in the background, with a first look at once.
 func (r *Reconciler) Start() {
+	r.beat.Turn()
 	go func() {
 		defer close(r.stopped)
 		ctx, cancel := context.WithCancel(context.Background())

@@ -94,6 +94,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	w.reconcile.Start()
+	w.signing.Turn()
 	w.wg.Add(2)
 	go w.signs()
 	go w.house()
