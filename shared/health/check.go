@@ -132,7 +132,11 @@ func writable(dir string) error {
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
 		return err
 	}
-	// A file system that knows no files without a name, such as NFS.
+	return accessible(dir)
+}
+
+// accessible is for a file system that knows no files without a name, such as NFS.
+func accessible(dir string) error {
 	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
 		return err
 	}

@@ -81,7 +81,9 @@ type Health struct {
 	rdb     *redis.Client
 	server  *http.Server
 	address string
-	served  chan struct{}
+	served  chan struct{} // closed when the server has ended
+
+	registry *prometheus.Registry
 }
 
 // New makes a Health. Shutdown ends it.
@@ -94,11 +96,11 @@ func New(o Options) *Health {
 	}
 	h := &Health{o: o, rdb: impatient(o.Redis), live: checks(o.Live, o.Now)}
 	h.ready = checks(append([]Check{redisCheck(h.rdb, o.Where)}, o.Ready...), o.Now)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	h.registry = prometheus.NewRegistry()
+	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		newCollector(h.rdb, run.NewStore(h.rdb, o.Now, time.Hour), o))
-	registry.MustRegister(o.Collectors...)
-	h.metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 8})
+	h.registry.MustRegister(o.Collectors...)
+	h.metrics = promhttp.HandlerFor(h.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 8})
 	return h
 }
 

@@ -15,37 +15,61 @@ import (
 
 const namespace = "catalog_backup"
 
-func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", name), help, labels, nil)
+// measure is one metric, as the documentation has it too.
+type measure struct {
+	desc   *prometheus.Desc
+	name   string
+	kind   prometheus.ValueType // 0 is a histogram
+	help   string
+	labels []string
+}
+
+// measures are all of ours, in the order of the documentation.
+var measures []measure
+
+func define(kind prometheus.ValueType, name, help string, labels ...string) *prometheus.Desc {
+	name = prometheus.BuildFQName(namespace, "", name)
+	d := prometheus.NewDesc(name, help, labels, nil)
+	measures = append(measures, measure{d, name, kind, help, labels})
+	return d
+}
+
+func gauge(name, help string, labels ...string) *prometheus.Desc {
+	return define(prometheus.GaugeValue, name, help, labels...)
+}
+
+func counter(name, help string, labels ...string) *prometheus.Desc {
+	return define(prometheus.CounterValue, name, help, labels...)
+}
+
+func histogram(name, help string, labels ...string) *prometheus.Desc {
+	return define(0, name, help, labels...)
 }
 
 var (
-	buildInfo  = desc("build_info", "Always 1; the labels say what this process is.", "program", "version")
-	redisUp    = desc("redis_up", "1 if Redis answers. While it is 0, all that Redis knows is left out.")
-	unreadable = desc("unreadable_entries", "Entries in Redis that could not be read just now: damage, or another version's.")
+	buildInfo  = gauge("build_info", "Always 1; the labels say what this process is.", "program", "version")
+	redisUp    = gauge("redis_up", "1 if Redis answers. While it is 0, all that Redis knows is left out.")
+	unreadable = gauge("unreadable_entries", "Entries in Redis that could not be read just now: damage, or another version's.")
 
-	runsTotal  = desc("runs_total", "Runs that ended, by result: succeeded, failed or cancelled.", "instance", "result")
-	lastResult = desc("last_run_result", "1 for the result of the run that ended last, 0 for the others.", "instance", "result")
-	lastEnded  = desc("last_run_timestamp_seconds", "When the last run ended, whatever its result.", "instance")
-	retries    = desc("retries_total", "Attempts after which their stage was tried again, by kind: error, interrupted or crashed.", "instance", "stage", "kind")
-	took       = desc("stage_duration_seconds", "How long attempts at a stage took, by their outcome: good, error, interrupted, crashed or cancelled.", "instance", "stage", "outcome")
+	runsTotal  = counter("runs_total", "Runs that ended, by result: succeeded, failed or cancelled.", "instance", "result")
+	lastResult = gauge("last_run_result", "1 for the result of the run that ended last, 0 for the others.", "instance", "result")
+	lastEnded  = gauge("last_run_timestamp_seconds", "When the last run ended, whatever its result.", "instance")
+	retries    = counter("retries_total", "Attempts after which their stage was tried again, by kind: error, interrupted or crashed.", "instance", "stage", "kind")
+	took       = histogram("stage_duration_seconds", "How long attempts at a stage took, by their outcome: good, error, interrupted, crashed or cancelled.", "instance", "stage", "outcome")
 
-	successAt  = desc("last_success_timestamp_seconds", "When the newest good set was made.", "instance")
-	successAge = desc("last_success_age_seconds", "How old the newest good set is.", "instance")
-	provenAt   = desc("last_proven_timestamp_seconds", "When the newest set was made that a verification found good.", "instance")
-	provenAge  = desc("last_proven_age_seconds", "How old the newest set is that a verification found good.", "instance")
-	sets       = desc("sets", "Good sets on the disks of all nodes.", "instance")
-	newestSize = desc("newest_set_size_bytes", "Size of the newest good set: the sum of its archives.", "instance")
+	successAt  = gauge("last_success_timestamp_seconds", "When the newest good set was made.", "instance")
+	successAge = gauge("last_success_age_seconds", "How old the newest good set is.", "instance")
+	provenAt   = gauge("last_proven_timestamp_seconds", "When the newest set was made that a verification found good.", "instance")
+	provenAge  = gauge("last_proven_age_seconds", "How old the newest set is that a verification found good.", "instance")
+	sets       = gauge("sets", "Good sets on the disks of all nodes.", "instance")
+	newestSize = gauge("newest_set_size_bytes", "Size of the newest good set: the sum of its archives.", "instance")
 
-	active    = desc("run_active", "1 while the instance has an open run.", "instance")
-	started   = desc("run_start_timestamp_seconds", "When the open run was asked for.", "instance")
-	doneBytes = desc("run_done_bytes", "Bytes that the open run's present stage has done.", "instance")
-	allBytes  = desc("run_expected_bytes", "Bytes that the open run's present stage has to do, where it knows.", "instance")
-	workers   = desc("live_workers", "Workers that gave a sign of life within the last 12 seconds.", "instance")
-	tasks     = desc("queue_tasks", "Tasks in a queue of asynq, by state: pending, active, scheduled, retry, archived or completed.", "queue", "state")
-
-	descs = []*prometheus.Desc{buildInfo, redisUp, unreadable, runsTotal, lastResult, lastEnded, retries, took, successAt, successAge, provenAt,
-		provenAge, sets, newestSize, active, started, doneBytes, allBytes, workers, tasks}
+	active    = gauge("run_active", "1 while the instance has an open run.", "instance")
+	started   = gauge("run_start_timestamp_seconds", "When the open run was asked for.", "instance")
+	doneBytes = gauge("run_done_bytes", "Bytes that the open run's present stage has done.", "instance")
+	allBytes  = gauge("run_expected_bytes", "Bytes that the open run's present stage has to do, where it knows.", "instance")
+	workers   = gauge("live_workers", "Workers that gave a sign of life within the last 12 seconds.", "instance")
+	tasks     = gauge("queue_tasks", "Tasks in a queue of asynq, by state: pending, active, scheduled, retry, archived or completed.", "queue", "state")
 )
 
 var (
@@ -93,33 +117,33 @@ func (c *collector) read(ctx context.Context) error {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range descs {
-		ch <- d
+	for _, m := range measures {
+		ch <- m.desc
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+	show := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	gauge(buildInfo, 1, c.o.Program, c.o.Version)
+	show(buildInfo, 1, c.o.Program, c.o.Version)
 	if c.look.ask(context.Background()) != nil {
-		gauge(redisUp, 0)
+		show(redisUp, 0)
 		return
 	}
 	c.look.mu.Lock()
 	f := c.latest
 	c.look.mu.Unlock()
-	gauge(redisUp, 1)
+	show(redisUp, 1)
 	odd := 0
 	for _, s := range f.surveys {
 		odd += len(s.Unreadable)
 		emit{ch, valid(s.Instance)}.survey(s, c.o.Now())
 	}
-	gauge(unreadable, float64(odd))
+	show(unreadable, float64(odd))
 	for _, d := range f.depths {
-		gauge(tasks, float64(d.tasks), valid(d.queue), d.state)
+		show(tasks, float64(d.tasks), valid(d.queue), d.state)
 	}
 }
 

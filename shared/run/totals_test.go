@@ -226,11 +226,19 @@ func TestSurveyOfDamage(t *testing.T) {
 	require.Len(t, s.Unreadable, 3)
 	require.Len(t, s.Published, 1)
 	require.Equal(t, 1, s.Workers)
-	require.NoError(t, b.rdb.HDel(ctx, runKey(r.ID), "attempt:1").Err())
-	require.Equal(t, Succeeded, b.advance(r, "").State, "totals that cannot be counted do not hold a run up")
 	require.NoError(t, b.rdb.Set(ctx, lockKey(b.instance), "../etc", 0).Err())
 	require.Nil(t, b.surveyed().Open)
 	require.NoError(t, b.rdb.Del(ctx, lockKey(b.instance), totalsKey(b.instance)).Err())
+}
+
+func TestTotalsThatCannotBeCountedHoldNothingUp(t *testing.T) {
+	b := newBench(t)
+	require.NoError(t, b.rdb.Set(ctx, totalsKey(b.instance), "a string", 0).Err())
+	r := b.claim(retried(b))
+	r = b.claim(b.advance(r, "postgres"))
+	require.Equal(t, Succeeded, b.advance(r, "").State)
+	require.Empty(t, b.locked())
+	require.NoError(t, b.rdb.Del(ctx, totalsKey(b.instance)).Err())
 }
 
 func parseFloat(t *testing.T, s string) float64 {
