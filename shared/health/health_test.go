@@ -25,7 +25,7 @@ var ctx = context.Background()
 // patience is how long a test waits for what should come at once.
 const patience = 60 * time.Second
 
-// clock is moved by hand. A millisecond passes at each look.
+// clock is moved by hand.
 type clock struct {
 	mu sync.Mutex
 	at time.Time
@@ -43,6 +43,12 @@ func (c *clock) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = c.at.Add(d)
+}
+
+// stepping is a clock on which every answer is an old one the next time.
+func stepping() func() time.Time {
+	c := newClock()
+	return func() time.Time { c.pass(2 * time.Second); return c.Now() }
 }
 
 // newHealth is a Health on server that ends with the test.

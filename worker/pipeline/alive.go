@@ -19,9 +19,9 @@ func (w *Worker) Alive(ctx context.Context) error {
 	if w.stopping.Load() {
 		return nil // the loops end one after the other
 	}
-	for name, beat := range map[string]*health.Beat{"reconciler": w.reconcile.beat, "signs of life": w.signing} {
-		if err := beat.Check(name, turnLimit).Do(ctx); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	for _, c := range []health.Check{w.reconcile.beat.Check("reconciler", turnLimit), w.signing.Check("signs of life", turnLimit)} {
+		if err := c.Do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 	}
 	return nil
