@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
 )
 
 const pagePath = "../../docs/monitoring.md"
@@ -67,6 +68,31 @@ func TestPageAsksForMetricsThatThereAre(t *testing.T) {
 		found++
 	}
 	require.Greater(t, found, len(measures)+8)
+}
+
+// The rules are a file as Prometheus reads it.
+func TestPageRules(t *testing.T) {
+	m := regexp.MustCompile("(?s)```yml\n(groups:.*?)```").FindStringSubmatch(page(t))
+	require.NotNil(t, m)
+	var file struct {
+		Groups []struct {
+			Name  string
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	d := yaml.NewDecoder(strings.NewReader(m[1]))
+	d.KnownFields(true)
+	require.NoError(t, d.Decode(&file))
+	require.Len(t, file.Groups, 1)
+	require.Len(t, file.Groups[0].Rules, 8)
+	for _, r := range file.Groups[0].Rules {
+		require.NotEmpty(t, r.Expr, r.Alert)
+		require.NotEmpty(t, r.Annotations["summary"], r.Alert)
+		require.Contains(t, []string{"critical", "warning"}, r.Labels["severity"], r.Alert)
+	}
 }
 
 // Every metric that is described is shown, when there is something to show.
