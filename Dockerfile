@@ -37,9 +37,10 @@ RUN groupadd -r -g $POSTGRES_GID postgres \
  && install -d -m 755 /etc/catalog-backup
 COPY --from=tools /usr/bin/pgbackrest /usr/bin/tini /usr/bin/
 COPY --from=build /out/producer /out/worker /usr/local/bin/
-COPY docs/compose/config.yaml /etc/catalog-backup/config.yaml
+COPY docs/compose/config.yaml /etc/catalog-backup/config.yaml.example
 RUN pgbackrest version && worker --version && producer --version
 USER postgres
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s CMD ["worker", "health", "--ready"]
 # An init: the tools of a stage that is ended leave children behind, which somebody must reap.
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["worker", "run"]

@@ -18,7 +18,6 @@ import (
 type stack struct {
 	site, fresh project
 	env         []string
-	dashboard   string // where it listens on this host, HOST:PORT
 	set         string // the set that was made
 }
 
