@@ -40,6 +40,10 @@ type Config struct {
 	Queue    Queue
 	Log      Log
 
+	Schedules []Plan
+	Schedule  Schedule
+	Scheduled Scheduled
+
 	forWorker error
 }
 
