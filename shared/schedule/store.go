@@ -203,19 +203,49 @@ func (s *Store) Pause(ctx context.Context, plan, by string) (Pause, error) {
 }
 
 // Resume lets the plan's ticks go on from now. was is the pause that it ended, nil
-// if the plan was not paused.
+// if the plan was not paused. The ticks of the pause stay undone, even where no
+// scheduler was there to see them: the time of the pause is kept.
 func (s *Store) Resume(ctx context.Context, plan string) (was *Pause, err error) {
 	all, err := s.Paused(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.rdb.HDel(ctx, s.key("paused"), plan).Err(); err != nil {
+	p, ok := all[plan]
+	if !ok {
+		return nil, nil
+	}
+	_, err = s.rdb.TxPipelined(ctx, func(t redis.Pipeliner) error {
+		t.HSet(ctx, s.key("resumed"), plan, stamp(p.At)+" "+stamp(s.now()))
+		t.HDel(ctx, s.key("paused"), plan)
+		return nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("resume plan %s: %w", plan, err)
 	}
-	if p, ok := all[plan]; ok {
-		return &p, nil
+	return &p, nil
+}
+
+// PausedAt answers for which ticks that are due now the plan is paused: for all,
+// while it is; for those of its last pause, once that is over.
+func (s *Store) PausedAt(ctx context.Context, plan string) (func(time.Time) bool, error) {
+	all, err := s.Paused(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return nil, nil
+	if _, ok := all[plan]; ok {
+		return func(time.Time) bool { return true }, nil
+	}
+	v, err := s.rdb.HGet(ctx, s.key("resumed"), plan).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("read when plan %s was paused: %w", plan, err)
+	}
+	begin, end, _ := strings.Cut(v, " ")
+	from, bad := time.Parse(time.RFC3339, begin)
+	to, worse := time.Parse(time.RFC3339, end)
+	if bad != nil || worse != nil {
+		return func(time.Time) bool { return false }, nil
+	}
+	return func(t time.Time) bool { return t.After(from) && !t.After(to) }, nil
 }
 
 // Paused are the plans that are paused.
