@@ -18,6 +18,8 @@ const (
 	skew = time.Minute
 	// keepMissed is how many ticks of a long absence are recorded as missed, each.
 	keepMissed = 20
+	// awayInterval is how often a Redis that does not answer is asked again.
+	awayInterval = time.Second
 )
 
 // loop looks at the plans until Shutdown.
@@ -50,11 +52,15 @@ func (s *Service) loop() {
 	}
 }
 
-// pause is how long nothing can be due.
+// pause is how long nothing can be due. It counts from the last look: a tick that
+// came since then is due at once.
 func (s *Service) pause() time.Duration {
+	if s.away {
+		return awayInterval
+	}
 	now, d := s.p.Clock.Now(), lookInterval
 	for _, p := range s.current() {
-		if next := p.Next(now); !next.IsZero() {
+		if next := p.Next(s.looked); !next.IsZero() {
 			d = min(d, max(next.Sub(now), time.Millisecond))
 		}
 	}
@@ -77,6 +83,7 @@ func (s *Service) turn(ctx context.Context) error {
 	}
 	s.takeEpoch(epoch)
 	now := s.p.Clock.Now()
+	s.looked = now
 	if since := now.Sub(s.signed); since >= signInterval || since < 0 {
 		if err := s.store.SignIn(ctx, s.p.Who); err != nil {
 			return fmt.Errorf("sign in: %w", err)

@@ -56,11 +56,13 @@ type Service struct {
 	queue  *task.Enqueuer
 	epoch  string
 	turned time.Time // when the loop last looked at all plans
-	away   bool      // Redis did not answer the last time
 
+	// What follows is the loop's.
+	away    bool   // the last look failed
 	text    []byte // of the configuration as it was last read
 	checked time.Time
 	signed  time.Time
+	looked  time.Time
 	reload  chan struct{}
 	done    chan struct{}
 	stopped chan struct{}

@@ -87,9 +87,9 @@ func (s *Service) starterNow() start.Starter {
 	return s.starter
 }
 
-// overlap deals with a tick that finds other work active: run names it, where it is a run.
-func (s *Service) overlap(ctx context.Context, tick task.Tick, run *string, what string) error {
-	t := schedule.Tick{Run: run}
+// overlap deals with a tick that finds other work active: id names it, where it is a run.
+func (s *Service) overlap(ctx context.Context, tick task.Tick, id *string, what string) error {
+	t := schedule.Tick{Run: id}
 	switch {
 	case tick.Overlap != schedule.Queue:
 		t.Result, t.Reason = schedule.Skipped, &what

@@ -269,7 +269,6 @@ var Keys = []Key{
 
 	{Name: "schedule.catch_up", Kind: kindTime, Default: "1h", Doc: "How long after its time a tick that was missed is still carried out, 1m to 720h. A plan can have its own.", set: catchUp(func(c *Config) *time.Duration { return &c.Schedule.CatchUp })},
 	{Name: "schedule.overlap", Kind: "skip or queue", Default: "skip", Doc: "What a tick does that finds another run active: it is skipped, or waits until the plan's next tick. A plan can have its own.", set: oneOf(func(c *Config) *string { return &c.Schedule.Overlap }, "skip", "queue")},
-	{Name: "schedule.listen", Kind: "HOST:PORT", Doc: "Where `producer schedule run` answers health checks. Default: nowhere.", set: listen(func(c *Config) *string { return &c.Schedule.Listen })},
 	{Name: "schedules", Kind: "a list of plans", Doc: "What is done when: entries with `name`, `cron`, and if need be `timezone` (UTC), `job` (`backup` or `verify`), `type` (`full` or `incremental`), `catch_up`, `overlap`; see [scheduling](scheduling.md). In the file only.", set: plans},
 	{Name: "alation.backup.scheduled_minute", Kind: kindInt, Doc: "Minute of the documented schedule, the plan `alation`. Default: 0, where hour or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Minute }, 59)},
 	{Name: "alation.backup.scheduled_hour", Kind: kindInt, Doc: "Its hour, 0 to 23, in UTC. Default: 0, where minute or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Hour }, 23)},

@@ -3,9 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -25,11 +23,10 @@ type Plan struct {
 	Overlap  string // skip or queue
 }
 
-// Schedule holds what is common to all plans, and where the scheduler listens.
+// Schedule holds what is common to all plans.
 type Schedule struct {
 	CatchUp time.Duration
 	Overlap string
-	Listen  string
 }
 
 // Scheduled are the documented parameters of the nightly backup, in UTC.
@@ -79,20 +76,6 @@ func catchUp(f func(*Config) *time.Duration) func(*Config, value) error {
 		if d := *f(c); d < minCatchUp || d > maxCatchUp {
 			return fmt.Errorf("%s is not between 1m and 720h", v.text)
 		}
-		return nil
-	}
-}
-
-func listen(f func(*Config) *string) func(*Config, value) error {
-	return func(c *Config, v value) error {
-		if err := v.scalar(); err != nil {
-			return err
-		}
-		_, port, err := net.SplitHostPort(v.text)
-		if n, bad := strconv.Atoi(port); err != nil || bad != nil || n < 0 || n > 65535 {
-			return fmt.Errorf("%q is not HOST:PORT", v.text)
-		}
-		*f(c) = v.text
 		return nil
 	}
 }

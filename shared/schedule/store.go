@@ -266,3 +266,22 @@ func (s *Store) Paused(ctx context.Context) (map[string]Pause, error) {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// Begun counts one more try at the work of a tick and returns how many have begun
+// and not ended in good order: the worker died in the others.
+func (s *Store) Begun(ctx context.Context, plan string, at time.Time) (int, error) {
+	key := s.key("begun", plan, stamp(at))
+	n, err := s.rdb.Incr(ctx, key).Result()
+	if err == nil {
+		err = s.rdb.Expire(ctx, key, keepFor).Err()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count a try at the tick %s of plan %s: %w", stamp(at), plan, err)
+	}
+	return int(n), nil
+}
+
+// HandedBack takes a try off the count: it ended in good order, to be made again.
+func (s *Store) HandedBack(ctx context.Context, plan string, at time.Time) error {
+	return s.rdb.Decr(ctx, s.key("begun", plan, stamp(at))).Err()
+}
