@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -180,22 +181,32 @@ func (v *Verifier) begin(ctx context.Context, tick task.Tick) error {
 	return v.note(ctx, tick, schedule.Tick{Result: schedule.Good, Set: &newest})
 }
 
-// newest is the instance's newest set in the dump directory.
+// newest is the instance's newest set in the dump directory. A manifest that cannot
+// be read counts: it may be of the newest set, and must not be passed over in silence.
 func (v *Verifier) newest() (string, error) {
 	l, err := set.List(v.p.Dir)
 	if err != nil {
 		return "", fmt.Errorf("list the sets of node %s: %w", v.p.Node, err)
 	}
-	var best *set.Summary
-	for i, s := range l.Sets {
-		if s.Instance == v.p.Instance && (best == nil || s.Created.After(best.Created) || s.Created.Equal(best.Created) && s.Set > best.Set) {
-			best = &l.Sets[i]
+	others := map[string]bool{}
+	for _, s := range l.Sets {
+		others[s.Set] = s.Instance != v.p.Instance
+	}
+	names, err := os.ReadDir(v.p.Dir)
+	if err != nil {
+		return "", fmt.Errorf("list the sets of node %s: %w", v.p.Node, err)
+	}
+	best := ""
+	for _, n := range names {
+		id, ok := set.IDOfName(n.Name())
+		if ok && n.Name() == id.ManifestName() && !others[string(id)] && string(id) > best {
+			best = string(id) // ids begin with the time, and grow
 		}
 	}
-	if best == nil {
+	if best == "" {
 		return "", fmt.Errorf("node %s has no set of instance %s in %s; make one with `producer backup-all`", v.p.Node, v.p.Instance, v.p.Dir)
 	}
-	return best.Set, nil
+	return best, nil
 }
 
 // verify reads the set, until a run is opened, the worker stops or ctx ends.
