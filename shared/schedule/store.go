@@ -35,6 +35,8 @@ func (r Result) Final() bool { return r.rank() == 4 }
 // a higher one, and a final one never.
 func (r Result) rank() int {
 	switch r {
+	case "":
+		return 0
 	case Missed, Paused:
 		return 1
 	case Enqueued:
