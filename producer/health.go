@@ -22,8 +22,8 @@ func (a *app) health(name string) *cobra.Command {
 		if err != nil {
 			return nil, err
 		}
-		return []health.Place{{Process: "schedule", Key: "schedule.listen", Address: c.Listen.Schedule}}, nil
-	}, "schedule")
+		return []health.Place{{Process: "scheduler", Key: "schedule.listen", Address: c.Listen.Schedule}}, nil
+	}, "scheduler")
 }
 
 // errStarting is what a scheduler says of its readiness while it waits for Redis.

@@ -107,10 +107,13 @@ func (c *collector) read(ctx context.Context) error {
 	if f.surveys, err = c.store.Surveys(ctx); err != nil {
 		return err
 	}
-	for _, s := range f.surveys {
+	for i, s := range f.surveys {
 		live, err := schedule.NewStore(c.rdb, s.Instance, c.o.Now).Schedulers(ctx)
-		if err != nil {
+		if err != nil && !redis.HasErrorPrefix(err, wrongType) {
 			return err
+		}
+		if err != nil {
+			f.surveys[i].Unreadable = append(s.Unreadable, err.Error())
 		}
 		f.schedulers = append(f.schedulers, len(live))
 	}
