@@ -36,14 +36,6 @@ func (x *table) note(tick time.Time, r Result) bool {
 	return noted
 }
 
-func (x *table) result(tick time.Time) Result {
-	x.t.Helper()
-	got, ok, err := x.Tick(ctx, "nightly", tick)
-	require.NoError(x.t, err)
-	require.True(x.t, ok)
-	return got.Result
-}
-
 func TestAResultIsReplacedByALaterOneOnly(t *testing.T) {
 	x := newTable(t)
 	tick := x.now
