@@ -41,6 +41,10 @@ type Config struct {
 	Log      Log
 	Listen   Listen
 
+	Schedules []Plan
+	Schedule  Schedule
+	Scheduled Scheduled
+
 	forWorker error
 }
 
