@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +20,8 @@ import (
 type stack struct {
 	site, fresh project
 	env         []string
+	config      string // the copy of the configuration
+	dashboard   string // where it listens on this host, HOST:PORT
 	set         string // the set that was made
 }
 
@@ -27,20 +31,37 @@ type project struct {
 	file string
 }
 
-// environment is what compose gets beside our own: names and a port that clash with
-// nothing that runs here.
-func environment(name string) ([]string, error) {
+// prepare sets what compose gets beside our own environment: names and a port that clash
+// with nothing that runs here, and a copy of the configuration that a step may change.
+func (s *stack) prepare(name string) error {
 	port, err := freePort()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	version := strings.ToLower(os.Getenv("VERSION"))
-	if version == "" {
+	s.dashboard = fmt.Sprintf("127.0.0.1:%d", port)
+	given, err := os.ReadFile("docs/compose/config.yaml")
+	if err != nil {
+		return err
+	}
+	if s.config, err = filepath.Abs(".cache/lab/" + name + ".yaml"); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.config, given, 0o644); err != nil {
+		return err
+	}
+	if err := os.Chmod(s.config, 0o644); err != nil { // whatever the umask: the worker is another user
+		return err
+	}
+	version := os.Getenv("VERSION")
+	if !versionRE.MatchString(version) {
 		version = name
 	}
-	return append(os.Environ(), "VERSION="+version, "DUMP_VOLUME="+name+"_dump", "DASHBOARD_PORT="+strconv.Itoa(port),
-		"COMPOSE_PROGRESS=plain", "DOCKER_CLI_HINTS=false"), nil
+	s.env = append(os.Environ(), "VERSION="+version, "CONFIG="+s.config, "DUMP_VOLUME="+name+"_dump", "DASHBOARD_PORT="+strconv.Itoa(port))
+	return nil
 }
+
+// versionRE is what serves as the tag of an image.
+var versionRE = regexp.MustCompile(`^[\w][\w.-]{0,127}$`)
 
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -48,7 +48,7 @@ func prove(ctx context.Context) (err error) {
 		site:  project{name: name, file: "docker-compose.yml"},
 		fresh: project{name: name + "fresh", file: "docs/compose/restore.yml"},
 	}
-	if s.env, err = environment(name); err != nil {
+	if err := s.prepare(name); err != nil {
 		return err
 	}
 	defer func() {
@@ -71,6 +71,7 @@ func prove(ctx context.Context) (err error) {
 		{"files", s.compareFiles},
 		{"worker killed", s.killWorker},
 		{"left clean", s.clean},
+		{"plan's time came", s.schedule},
 	} {
 		if err := s.do(ctx, p); err != nil {
 			return err

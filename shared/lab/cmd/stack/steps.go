@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -230,6 +231,55 @@ func (s *stack) clean(ctx context.Context) (string, error) {
 	return "no staging, no slot; both sets are good", nil
 }
 
+// schedule gives the running scheduler a plan that is due within the minute, and sees its
+// run made.
+func (s *stack) schedule(ctx context.Context) (string, error) {
+	scheduler, err := s.one(ctx, s.site, "scheduler")
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		return "", err
+	}
+	with := strings.Replace(string(text), "\nschedules:\n", "\nschedules:\n  - {name: proof, cron: \"* * * * *\"}\n", 1)
+	if err := os.WriteFile(s.config, []byte(with), 0o644); err != nil { // in place: the container has this very file
+		return "", err
+	}
+	var plans []struct {
+		Plan string `json:"plan"`
+		Last *struct {
+			Result string `json:"result"`
+			Run    string `json:"run"`
+		} `json:"last"`
+	}
+	opened := ""
+	if err := await(ctx, 2*time.Minute, func() error {
+		out, err := s.docker(ctx, "exec", scheduler, "producer", "schedule", "list", "--json")
+		if err != nil {
+			return err
+		}
+		plans = nil
+		if err := json.Unmarshal([]byte(out), &plans); err != nil {
+			return err
+		}
+		for _, p := range plans {
+			if p.Plan == "proof" && p.Last != nil && p.Last.Result == "opened" {
+				opened = p.Last.Run
+				return nil
+			}
+		}
+		return fmt.Errorf("no tick has opened a run: %s", out)
+	}); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(s.config, text, 0o644); err != nil { // or there is one more each minute
+		return "", err
+	}
+	_, err = s.awaitRun(ctx, scheduler, opened)
+	return "run " + opened + " was opened by the scheduler and succeeded", err
+}
+
 // takeDown removes both projects and their images, and finds nothing of them left.
 func (s *stack) takeDown(ctx context.Context) (string, error) {
 	var errs []error
@@ -247,5 +297,6 @@ func (s *stack) takeDown(ctx context.Context) (string, error) {
 		_, err := s.docker(ctx, "rmi", s.image(), strings.Replace(s.image(), ":", "-example:", 1))
 		errs = append(errs, err)
 	}
+	errs = append(errs, os.Remove(s.config))
 	return "no container, volume or network is left", errors.Join(errs...)
 }
