@@ -34,7 +34,7 @@ func TestATickIsEnqueuedWhenItIsDue(t *testing.T) {
 	require.Equal(t, []string{"hourly 2026-11-23T01:00:00Z", "nightly 2026-11-23T01:30:00Z"}, y.enqueued())
 	x := y.tasks()[1]
 	require.Equal(t, task.Tick{Install: x.Install, Instance: "catalog", Plan: "nightly", At: x.At, Job: "backup", Type: "full", Overlap: "skip",
-		Until: time.Date(2026, 11, 24, 1, 30, 0, 0, time.UTC)}, x)
+		Latest: time.Date(2026, 11, 23, 2, 30, 0, 0, time.UTC), Until: time.Date(2026, 11, 24, 1, 30, 0, 0, time.UTC)}, x)
 	require.NotEmpty(t, x.Install)
 	require.Equal(t, []string{"2026-11-23T01:30:00Z enqueued"}, y.results("nightly"))
 	live, err := y.store.Schedulers(ctx)
