@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/set"
 
 	"github.com/stretchr/testify/require"
@@ -29,6 +30,7 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 		"producer schedule list --json":         &[]planLine{},
 		"producer schedule explain CRON --json": &explanation{},
 		"producer schedule pause PLAN --json":   &pausing{},
+		"producer health --json":                &health.Answer{},
 	}
 	blocks := regexp.MustCompile("(?s)<!-- json: (producer [^>]*) -->\n```json\n(.*?)```").FindAllSubmatch(page, -1)
 	require.Len(t, blocks, len(shapes))

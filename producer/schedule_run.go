@@ -64,6 +64,11 @@ func (a *app) serveSchedule(ctx context.Context, c *config.Config, patience time
 		return err
 	}
 	defer rdb.Close()
+	v, err := listenForHealth(c, rdb)
+	if err != nil {
+		return err
+	}
+	defer v.Shutdown()
 	if err := awaitRedis(ctx, c, rdb, log, patience); err != nil {
 		return err
 	}
@@ -73,6 +78,7 @@ func (a *app) serveSchedule(ctx context.Context, c *config.Config, patience time
 	if err := s.Start(ctx); err != nil {
 		return exit.Withf(exit.Unreachable, "start the scheduler: %s", c.Mask(err.Error()))
 	}
+	v.service.Store(s)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "version": exit.Version}).Info("the scheduler is ready")
 	for {
 		select {

@@ -37,6 +37,7 @@ func (s *Service) loop() {
 			forced = true
 		case <-s.p.Clock.After(s.pause()):
 		}
+		s.beat.Turn()
 		s.reread(forced)
 		err := s.turn(ctx)
 		if ctx.Err() != nil {

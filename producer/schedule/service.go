@@ -12,10 +12,12 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"catalog-backup/producer/start"
 	"catalog-backup/shared/config"
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/task"
@@ -57,6 +59,9 @@ type Service struct {
 	epoch  string
 	turned time.Time // when the loop last looked at all plans
 
+	beat     *health.Beat // of the loop, whatever it found
+	stopping atomic.Bool
+
 	// What follows is the loop's.
 	away    bool   // the last look failed
 	text    []byte // of the configuration as it was last read
@@ -90,6 +95,7 @@ func New(p Params) *Service {
 	s := &Service{p: p, instance: p.Config.Instance, runs: runs, store: schedule.NewStore(p.Redis, p.Config.Instance, now),
 		inspector: asynq.NewInspectorFromRedisClient(p.Redis), starter: start.New(p.Redis, runs, now), plans: schedule.Plans(p.Config),
 		reload: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{})}
+	s.beat = health.NewBeat(now)
 	s.freshQueue()
 	return s
 }
@@ -120,6 +126,7 @@ func (s *Service) Start(ctx context.Context) error {
 	if err := s.server.Start(asynq.HandlerFunc(s.ProcessTask)); err != nil {
 		return fmt.Errorf("start asynq's server: %w", err)
 	}
+	s.beat.Turn()
 	go s.loop()
 	return nil
 }
@@ -141,6 +148,7 @@ func (s *Service) begin(ctx context.Context) error {
 // Shutdown takes no new tick, ends and signs out. What is under way is delivered
 // again to the next scheduler.
 func (s *Service) Shutdown() {
+	s.stopping.Store(true)
 	close(s.done)
 	<-s.stopped
 	s.server.Shutdown()
