@@ -269,7 +269,7 @@ func TestDocsConfiguration(t *testing.T) {
 }
 
 func isKey(name string) bool {
-	if name == "alation.backup.restore_file" { // the catalog's own, in the table for those who come from it
+	if name == "alation.backup.restore_file" || name == "alation.backup.eb_restore_file" { // the catalog's own, in the tables for those who come from it
 		return true
 	}
 	for _, k := range config.Keys {
