@@ -40,7 +40,10 @@ type Config struct {
 	Queue    Queue
 	Log      Log
 
-	forWorker error
+	Dashboard Dashboard
+
+	forWorker    error
+	forDashboard error
 }
 
 // Redis says where the queue and the run records are.
@@ -219,7 +222,7 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 			return nil, &Error{File: path, Key: "node", Problem: fmt.Sprintf("the host name %q does not serve as a name", c.Node), Remedy: "set node"}
 		}
 	}
-	c.forWorker = src.forWorker
+	c.forWorker, c.forDashboard = src.forWorker, src.forDashboard
 	return c, c.check(src)
 }
 

@@ -11,6 +11,7 @@ import (
 	"catalog-backup/shared/lab"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -92,4 +93,24 @@ func TestConnectWithTLS(t *testing.T) {
 	require.NoError(t, os.WriteFile(junk, []byte("x"), 0o600))
 	_, err = Connect(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: "+junk+"}}\n"))
 	require.ErrorContains(t, err, "it holds no certificate")
+}
+
+// A library that makes its own client reaches the same Redis in the same way.
+func TestConnector(t *testing.T) {
+	server := lab.RedisWith(t, lab.RedisOptions{TCP: true, Conf: []string{"requirepass geheim"}})
+	for _, address := range []string{"unix:" + server.Addr, server.TCPAddr} {
+		opt, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, db: 5}\n"))
+		require.NoError(t, err)
+		first, second := opt.MakeRedisClient().(redis.UniversalClient), opt.MakeRedisClient().(redis.UniversalClient)
+		require.NoError(t, first.Set(ctx, "k", address, 0).Err())
+		require.NoError(t, first.Close())
+		require.Equal(t, address, second.Get(ctx, "k").Val(), "each client is its own")
+		require.NoError(t, second.Close())
+		in := asynq.NewInspector(opt)
+		_, err = in.Queues()
+		require.NoError(t, err)
+		require.NoError(t, in.Close())
+	}
+	_, err := Connector(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: /nonexistent}}\n"))
+	require.ErrorContains(t, err, "redis.tls.ca_file")
 }
