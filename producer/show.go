@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
@@ -97,7 +98,7 @@ func (a *app) printDetails(d details) {
 	if d.Parent != nil {
 		line("parent", "%s", *d.Parent)
 	}
-	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), span(a.now().Sub(d.Created)))
+	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), standing.Span(a.now().Sub(d.Created)))
 	if d.Size != nil {
 		line("size", "%s (%d bytes)", exit.Size(*d.Size), *d.Size)
 	}
