@@ -109,35 +109,25 @@ func (b *bars) rows(r run.Record, now time.Time, width int) []row {
 }
 
 func (b *bars) stageRow(r run.Record, stage string, now time.Time, width int) row {
-	var first, last *run.Attempt
-	for i := range r.Attempts {
-		if a := &r.Attempts[i]; a.Stage == stage {
-			if first == nil {
-				first = a
-			}
-			last = a
-		}
-	}
+	phase, first, last := standing.Stage(r, stage)
 	head := fmt.Sprintf("%-10s", stage)
-	switch {
-	case last != nil && last.Ended != nil && last.Outcome != nil && *last.Outcome == run.Good:
+	switch phase {
+	case standing.Done:
 		text := head + " done in " + standing.Span(last.Ended.Sub(first.Started))
 		if n, ok := b.bytes[stage]; ok {
 			text += ", " + exit.Size(n)
 		}
 		return row{text: text, colour: escGreen}
-	case r.Stage == stage && !r.State.Over():
+	case standing.Current:
 		return b.currentRow(r, head, now, width)
-	case last != nil:
+	case standing.Ended:
 		text := head + " ended"
 		if last.Outcome != nil {
 			text += ": " + string(*last.Outcome)
 		}
 		return row{text: text, colour: escRed}
-	case r.State.Over() || r.Ending != "" || standing.Passed(r, stage):
-		return row{text: head + " left out"}
 	}
-	return row{text: head + " waiting"}
+	return row{text: head + " " + string(phase)}
 }
 
 // currentRow is the line of the stage the run is at.

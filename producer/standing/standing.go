@@ -9,6 +9,7 @@ import (
 
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
 )
 
 // Span writes a length of time in its two leading units.
@@ -97,8 +98,8 @@ func Stages(r run.Record) []string {
 	return stages
 }
 
-// Passed tells whether the run is beyond a stage that it never began.
-func Passed(r run.Record, stage string) bool {
+// passed tells whether the run is beyond a stage that it never began.
+func passed(r run.Record, stage string) bool {
 	return slices.Index(run.Stages, stage) < slices.Index(run.Stages, r.Stage)
 }
 
@@ -133,4 +134,59 @@ func Line(r run.Record, now time.Time) string {
 		s += "; last error: " + r.Error
 	}
 	return s
+}
+
+// Phase is where a stage of a run stands.
+type Phase string
+
+const (
+	Done    Phase = "done"
+	Current Phase = "current"
+	Ended   Phase = "ended" // badly, and the run is not at it any more
+	LeftOut Phase = "left out"
+	Waiting Phase = "waiting"
+)
+
+// Stage tells where a stage of the run stands, and its first and last attempt, nil
+// where there was none.
+func Stage(r run.Record, stage string) (phase Phase, first, last *run.Attempt) {
+	for i := range r.Attempts {
+		if a := &r.Attempts[i]; a.Stage == stage {
+			if first == nil {
+				first = a
+			}
+			last = a
+		}
+	}
+	switch {
+	case last != nil && last.Ended != nil && last.Outcome != nil && *last.Outcome == run.Good:
+		return Done, first, last
+	case r.Stage == stage && !r.State.Over():
+		return Current, first, last
+	case last != nil:
+		return Ended, first, last
+	case r.State.Over() || r.Ending != "" || passed(r, stage):
+		return LeftOut, nil, nil
+	}
+	return Waiting, nil, nil
+}
+
+// FindSet looks a set up. Where several nodes published it, the one that knows it best
+// comes first: all archives there, then the later word.
+func FindSet(nodes []run.Published, id string) (run.Published, set.Summary, bool) {
+	var node run.Published
+	var found set.Summary
+	ok := false
+	for _, n := range nodes {
+		for _, s := range n.Sets {
+			if s.Set != id {
+				continue
+			}
+			better := len(s.Missing) < len(found.Missing) || len(s.Missing) == len(found.Missing) && n.At.After(node.At)
+			if !ok || better {
+				node, found, ok = n, s, true
+			}
+		}
+	}
+	return node, found, ok
 }
