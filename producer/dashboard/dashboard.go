@@ -5,6 +5,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -182,13 +183,13 @@ func (s *Service) handler() http.Handler {
 	inside.Handle(queuesRoot+"/", s.queues)
 	inside.Handle("GET "+queuesRoot, http.RedirectHandler(queuesRoot+"/", http.StatusSeeOther))
 	all := http.NewServeMux()
-	all.Handle("/", s.guard.loggedIn(http.NewCrossOriginProtection().Handler(inside)))
+	all.Handle("/", s.guard.host(s.guard.loggedIn(http.NewCrossOriginProtection().Handler(inside))))
 	for path, h := range map[string]http.Handler{"GET /healthz": s.o.Health, "GET /readyz": s.o.Ready} {
 		if h != nil {
 			all.Handle(path, h)
 		}
 	}
-	return secured(s.guard.host(all))
+	return secured(all)
 }
 
 // secured sets the headers that every answer carries.
@@ -215,6 +216,10 @@ type lineWriter struct{ log *logrus.Logger }
 var _ io.Writer = lineWriter{}
 
 func (w lineWriter) Write(p []byte) (int, error) {
-	w.log.Debug(printable(string(p)))
+	level := logrus.DebugLevel // clients that go away, handshakes that fail
+	if bytes.Contains(p, []byte("panic")) {
+		level = logrus.ErrorLevel
+	}
+	w.log.Log(level, printable(string(p)))
 	return len(p), nil
 }

@@ -29,7 +29,7 @@ const lookLimit = 8 * time.Second
 // How often a page with script looks again, in milliseconds.
 const (
 	pollRunning = 2000
-	pollIdle    = 10000
+	pollIdle    = 5000
 )
 
 // pages are the templates by the name of their page.
@@ -162,7 +162,7 @@ func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
 	body := overviewBody{Detailed: len(names) <= fewInstances, HasPlans: s.o.Plans != nil}
 	p := page{Title: "Overview", Nav: "overview", Poll: pollIdle}
 	for _, name := range names {
-		v := s.look(ctx, name)
+		v := s.look(ctx, name, !body.Detailed)
 		s.offerStart(r, &v)
 		if v.Open != nil {
 			p.Poll = pollRunning
@@ -185,7 +185,7 @@ func (s *Service) instance(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	v := s.look(ctx, name)
+	v := s.look(ctx, name, false)
 	v.Full = true
 	s.offerStart(r, &v)
 	p := page{Title: name, Poll: pollIdle, Notices: v.Notices, Body: v}
@@ -283,8 +283,11 @@ func (s *Service) set(w http.ResponseWriter, r *http.Request) {
 		s.say(w, r, http.StatusNotFound, "No such set", "No worker has published a set of this name. The instance's page lists those there are.")
 		return
 	}
-	body := setBody{Instance: name, Set: setViewOf(name, node, summary, now)}
+	body := setBody{Instance: name, Set: setViewOf(name, node, summary, now)} // of the best node
 	for _, other := range setViews(name, nodes, now) {
+		if other.Set == summary.Set {
+			body.Set.Broken = other.Broken
+		}
 		if other.Parent != nil && *other.Parent == summary.Set {
 			body.Children = append(body.Children, other)
 		}

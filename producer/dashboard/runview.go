@@ -38,6 +38,17 @@ func (v runView) Reason() string {
 	return v.Error
 }
 
+// FailedAt is the stage of the last attempt that ended badly.
+func (v runView) FailedAt() string {
+	at := v.Stage
+	for _, a := range v.Attempts {
+		if a.Stage != run.Cleanup && a.Outcome != nil && *a.Outcome != run.Good {
+			at = a.Stage
+		}
+	}
+	return at
+}
+
 // Class is the state for the eye; the word stands beside it.
 func (v runView) Class() string {
 	switch v.State {

@@ -47,6 +47,7 @@ type instanceView struct {
 	Notices    []notice
 	Start      *form // nil: no button
 	Full       bool  // everything, not just the newest
+	Brief      bool  // only what a line of a table needs
 	Unreadable string
 }
 
@@ -89,25 +90,25 @@ type setView struct {
 	URL, Age, SizeText      string
 	Node                    string
 	Published               time.Time
-	Proven, Damaged, Absent bool // as of the last proof; archives missing
+	Proven, Damaged, Absent bool   // as of the last proof; archives missing
+	Broken                  string // why the chain below an incremental set does not hold, or ""
 	ProofText               string
 	ParentURL               string
 }
 
-// Good tells whether nothing bad is known of the set.
-func (s setView) Good() bool { return !s.Damaged && !s.Absent }
+// Good tells whether nothing bad is known of the set and those that it needs.
+func (s setView) Good() bool { return !s.Damaged && !s.Absent && s.Broken == "" }
 
 // look reads everything of one instance. What cannot be read is said in the view: one
 // damaged record must not blank the page.
-func (s *Service) look(ctx context.Context, name string) instanceView {
-	now := s.o.Now()
-	v := instanceView{Name: name, URL: "/instances/" + name, Now: now}
+func (s *Service) look(ctx context.Context, name string, brief bool) instanceView {
+	v := instanceView{Name: name, URL: "/instances/" + name, Now: s.o.Now(), Brief: brief}
 	if err := s.fill(ctx, &v); err != nil {
 		v.Unreadable = s.o.Explain(err).Error()
 		v.Notices = append(v.Notices, notice{Grave: true, Text: fmt.Sprintf("Instance %s cannot be read: %s", name, v.Unreadable)})
 		return v
 	}
-	v.Notices = s.notices(v)
+	v.Notices = append(v.Notices, s.notices(v)...)
 	return v
 }
 
@@ -118,7 +119,7 @@ func (s *Service) fill(ctx context.Context, v *instanceView) error {
 	}
 	sort.Slice(v.Workers, func(i, j int) bool { return v.Workers[i].ID < v.Workers[j].ID })
 	if v.Nodes, err = s.o.Store.Published(ctx, v.Name); err != nil {
-		return err
+		v.Notices = append(v.Notices, notice{Grave: true, Text: fmt.Sprintf("The sets of instance %s cannot be read: %s", v.Name, s.o.Explain(err))})
 	}
 	sort.Slice(v.Nodes, func(i, j int) bool { return v.Nodes[i].Node < v.Nodes[j].Node })
 	v.Sets = setViews(v.Name, v.Nodes, v.Now)
@@ -142,9 +143,12 @@ func (s *Service) fill(ctx context.Context, v *instanceView) error {
 }
 
 func (s *Service) fillRuns(ctx context.Context, v *instanceView) error {
-	ids, err := s.o.Store.Recent(ctx, v.Name, recentRuns)
-	if err != nil {
-		return err
+	var ids []string
+	if !v.Brief {
+		var err error
+		if ids, err = s.o.Store.Recent(ctx, v.Name, recentRuns); err != nil {
+			return err
+		}
 	}
 	for _, id := range ids {
 		r, err := s.o.Store.Get(ctx, id)
@@ -182,8 +186,31 @@ func setViews(instance string, nodes []run.Published, now time.Time) []setView {
 		n, s, _ := standing.FindSet(nodes, id)
 		out = append(out, setViewOf(instance, n, s, now))
 	}
+	checkChains(out)
 	slices.SortFunc(out, func(a, b setView) int { return strings.Compare(b.Set, a.Set) })
 	return out
+}
+
+// checkChains says of each incremental set what is wrong with those that it needs.
+func checkChains(sets []setView) {
+	byID := map[string]setView{}
+	for _, s := range sets {
+		byID[s.Set] = s
+	}
+	for i := range sets {
+		seen := map[string]bool{}
+		for at := sets[i]; at.Parent != nil && !seen[at.Set] && sets[i].Broken == ""; {
+			seen[at.Set] = true
+			parent, there := byID[*at.Parent]
+			switch {
+			case !there:
+				sets[i].Broken = "needs " + *at.Parent + ", which is not there"
+			case parent.Absent || parent.Damaged:
+				sets[i].Broken = "needs " + *at.Parent + ", which is " + parent.ProofText
+			}
+			at = parent
+		}
+	}
 }
 
 func setViewOf(instance string, n run.Published, s set.Summary, now time.Time) setView {
@@ -232,14 +259,7 @@ func (s *Service) notices(v instanceView) []notice {
 	case v.Newest == nil && len(v.Nodes) > 0:
 		mild("", "Instance %s has no set yet.", v.Name)
 	}
-	for _, x := range v.Sets {
-		switch {
-		case x.Absent:
-			grave(x.URL, "Set %s: archives are missing or of another size.", x.Set)
-		case x.Damaged:
-			grave(x.URL, "Set %s is damaged, as %s found.", x.Set, x.Proof.Kind)
-		}
-	}
+	out = append(out, setNotices(v.Sets)...)
 	if v.Last != nil && v.Last.State == run.Failed {
 		grave(v.Last.URL, "The last run of instance %s failed: %s", v.Name, v.Last.Reason())
 	}
@@ -250,6 +270,29 @@ func (s *Service) notices(v instanceView) []notice {
 		if age := v.Now.Sub(n.At); age > staleAfter && len(v.Workers) > 0 {
 			mild("", "Node %s has not told of its sets for %s: no worker of it lives.", n.Node, standing.Span(age))
 		}
+	}
+	return out
+}
+
+// setNotices name the sets that cannot be relied on, not all where there are many.
+func setNotices(sets []setView) []notice {
+	var out []notice
+	for _, x := range sets {
+		n := notice{Grave: true, URL: x.URL}
+		switch {
+		case x.Absent:
+			n.Text = fmt.Sprintf("Set %s: archives are missing or of another size.", x.Set)
+		case x.Damaged:
+			n.Text = fmt.Sprintf("Set %s is damaged, as %s found.", x.Set, x.Proof.Kind)
+		case x.Broken != "":
+			n.Text = fmt.Sprintf("Set %s cannot be restored: it %s.", x.Set, x.Broken)
+		default:
+			continue
+		}
+		out = append(out, n)
+	}
+	if more := len(out) - fewSets; more > 0 {
+		out = append(out[:fewSets], notice{Grave: true, Text: fmt.Sprintf("%d more sets are in such a state.", more)})
 	}
 	return out
 }
