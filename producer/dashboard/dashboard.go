@@ -79,6 +79,7 @@ type Service struct {
 	queues  *queues
 	guard   *guard
 	server  *http.Server
+	tls     bool // the server's TLSConfig does not tell: net/http makes one for itself
 	sockets []net.Listener
 	failed  chan error
 }
@@ -107,6 +108,7 @@ func New(o Options) (*Service, error) {
 		if err := certs.load(); err != nil {
 			return nil, &config.Error{File: o.Path, Key: "dashboard.tls.cert_file", Problem: err.Error(), Remedy: "name readable PEM files of a certificate and its key"}
 		}
+		s.tls = true
 		s.server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.get}
 	}
 	return s, nil
@@ -127,7 +129,7 @@ func (s *Service) Start() error {
 	}
 	for _, l := range s.sockets {
 		serve := s.server.Serve
-		if s.server.TLSConfig != nil {
+		if s.tls {
 			serve = func(l net.Listener) error { return s.server.ServeTLS(l, "", "") }
 		}
 		go func() {
@@ -151,7 +153,7 @@ func reason(err error) string {
 // URLs are where the dashboard can be reached.
 func (s *Service) URLs() []string {
 	scheme := "http://"
-	if s.server.TLSConfig != nil {
+	if s.tls {
 		scheme = "https://"
 	}
 	var out []string
