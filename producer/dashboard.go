@@ -11,6 +11,7 @@ import (
 	"catalog-backup/producer/start"
 	"catalog-backup/shared/config"
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/task"
 
 	"github.com/sirupsen/logrus"
@@ -55,6 +56,9 @@ func (a *app) serve(ctx context.Context, c *connection) error {
 	if err != nil {
 		return err
 	}
+	h := health.New(health.Options{Program: "dashboard", Version: exit.Version, Redis: c.rdb, Where: task.Where(c.config), Mask: c.config.Mask, Now: a.now})
+	defer h.Shutdown()
+	o.Health, o.Ready, o.Metrics = h, h, h
 	s, err := dashboard.New(o)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/set"
 
 	"github.com/stretchr/testify/require"
@@ -26,6 +27,7 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 		"producer list --json":              &[]set.Listed{},
 		"producer show SET --json":          &details{},
 		"producer cancel --json":            &cancelled{},
+		"producer health --json":            &health.Answer{},
 	}
 	blocks := regexp.MustCompile("(?s)<!-- json: (producer [^>]*) -->\n```json\n(.*?)```").FindAllSubmatch(page, -1)
 	require.Len(t, blocks, len(shapes))

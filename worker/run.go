@@ -66,9 +66,18 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := prepareStateDir(c); err != nil {
 		return err
 	}
-	var server *redisserver.Server
+	rdb, err := task.Connect(c)
+	if err != nil {
+		return err
+	}
+	defer rdb.Close()
+	v, err := listenForHealth(c, rdb)
+	if err != nil {
+		return err
+	}
+	defer v.Shutdown()
 	if c.Redis.Embedded {
-		server = redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
+		server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
 			Logf: func(f string, a ...any) { log.Infof(f, a...) }})
 		if err := server.Start(ctx); err != nil {
 			return fmt.Errorf("start the embedded Redis: %w", err)
@@ -81,11 +90,6 @@ func daemon(ctx context.Context, c *config.Config) error {
 			}
 		}()
 	}
-	rdb, err := task.Connect(c)
-	if err != nil {
-		return err
-	}
-	defer rdb.Close()
 	if err := checkRedis(ctx, c, rdb, log); err != nil {
 		return err
 	}
@@ -96,6 +100,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := w.Start(ctx); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}
+	v.worker.Store(w)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
 	<-ctx.Done()
 	stop() // a second signal ends at once

@@ -188,7 +188,7 @@ func (s *Service) handler() http.Handler {
 	all.Handle("/", s.guard.host(s.guard.loggedIn(http.NewCrossOriginProtection().Handler(inside))))
 	for path, h := range map[string]http.Handler{"GET /healthz": s.o.Health, "GET /readyz": s.o.Ready} {
 		if h != nil {
-			all.Handle(path, h)
+			all.Handle(path, s.guard.discreet(h))
 		}
 	}
 	return secured(all)

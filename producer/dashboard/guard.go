@@ -194,3 +194,23 @@ func (g *guard) expects(host string, local net.Addr) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback()
 }
+
+// discreet answers anybody with the status, and says why only to those who are logged
+// in: the reasons name hosts and paths.
+func (g *guard) discreet(health http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok, _ := g.who(r); ok {
+			health.ServeHTTP(w, r)
+			return
+		}
+		answer := &recorder{header: http.Header{}, status: http.StatusOK}
+		health.ServeHTTP(answer, r)
+		text := "ok   dashboard\n"
+		if answer.status >= http.StatusBadRequest {
+			text = "BAD  dashboard: log in to see why\n"
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(answer.status)
+		_, _ = w.Write([]byte(text))
+	})
+}

@@ -269,18 +269,25 @@ func TestQueuesAreForLooking(t *testing.T) {
 	require.Equal(t, "image/svg+xml", header.Get("Content-Type"))
 }
 
+// Whether it lives is for everybody to know, why not is not.
 func TestHealthNeedsNoLogIn(t *testing.T) {
-	says := func(text string) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
+	says := func(status int, text string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status); _, _ = w.Write([]byte(text)) })
 	}
-	s := newSite(t, func(o *Options) { o.Health, o.Ready, o.Metrics = says("live"), says("ready"), says("numbers") })
-	for path, want := range map[string]string{"/healthz": "live", "/readyz": "ready"} {
-		_, body, _ := s.get(path, nobody, func(r *http.Request) { r.Host = "dashboard.compose.example" })
-		require.Equal(t, want, body)
-	}
-	status, _, _ := s.get("/metrics", nobody)
+	s := newSite(t, func(o *Options) {
+		o.Health, o.Ready, o.Metrics = says(200, "ok   redis"), says(503, "BAD  redis at 192.0.2.7"), says(200, "numbers")
+	})
+	status, body, _ := s.get("/healthz", nobody, func(r *http.Request) { r.Host = "dashboard.compose.example" })
+	require.Equal(t, 200, status)
+	require.Equal(t, "ok   dashboard\n", body)
+	status, body, _ = s.get("/readyz", nobody)
+	require.Equal(t, 503, status)
+	require.Equal(t, "BAD  dashboard: log in to see why\n", body)
+	_, body, _ = s.get("/readyz")
+	require.Equal(t, "BAD  redis at 192.0.2.7", body)
+	status, _, _ = s.get("/metrics", nobody)
 	require.Equal(t, http.StatusUnauthorized, status)
-	_, body, _ := s.get("/metrics")
+	_, body, _ = s.get("/metrics")
 	require.Equal(t, "numbers", body)
 }
 

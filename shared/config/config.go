@@ -39,6 +39,7 @@ type Config struct {
 	Backup   Backup
 	Queue    Queue
 	Log      Log
+	Listen   Listen
 
 	Dashboard Dashboard
 
@@ -134,6 +135,13 @@ type Queue struct {
 type Log struct {
 	Level  string
 	Format string
+}
+
+// Listen says where the programs answer questions about their health, HOST:PORT
+// each; "" is nowhere.
+type Listen struct {
+	Worker   string
+	Schedule string
 }
 
 // Error is one thing wrong with the configuration.

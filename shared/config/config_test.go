@@ -318,3 +318,19 @@ func TestKeysAreWellMade(t *testing.T) {
 		require.True(t, ok && k.Secret, secretKey)
 	}
 }
+
+func TestListen(t *testing.T) {
+	for text, want := range map[string]string{
+		"127.0.0.1:9464": "", ":9464": "", "'[::1]:9464'": "", "''": "",
+		"9464": "write HOST:PORT", "host": "write HOST:PORT", "host:0": "no valid port", "host:http": "no valid port", "host:70000": "no valid port", "http://host:1": "write HOST:PORT",
+	} {
+		c, err := Parse("/c.yaml", []byte("instance: c\nworker:\n  listen: "+text+"\n"), func(string) string { return "" })
+		if want == "" {
+			require.NoError(t, err, text)
+			require.Equal(t, strings.Trim(text, "'"), c.Listen.Worker)
+			continue
+		}
+		require.ErrorContains(t, err, want, text)
+		require.ErrorContains(t, err, "/c.yaml:3: worker.listen: ")
+	}
+}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,6 +51,7 @@ const (
 	kindBool   = "true or false"
 	kindTime   = "a duration such as 90s, 10m or 1h"
 	kindList   = "a list"
+	kindListen = "HOST:PORT"
 )
 
 func str(f func(*Config) *string) func(*Config, value) error {
@@ -182,6 +184,34 @@ func brokerAddress(b string) error {
 	return nil
 }
 
+// listenAddress checks an address to listen at. Port 0 would be one that nobody
+// can ask.
+func listenAddress(a string) error {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return fmt.Errorf("%q is not an address to listen at: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return fmt.Errorf("%q has no valid port: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	if strings.ContainsAny(host, "/@ ") {
+		return fmt.Errorf("%q has no valid host: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	return nil
+}
+
+func listen(f func(*Config) *string) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		if v.text != "" {
+			if err := listenAddress(v.text); err != nil {
+				return err
+			}
+		}
+		*f(c) = v.text
+		return v.scalar()
+	}
+}
+
 // Keys are all keys there are, in the order of the documentation.
 var Keys = []Key{
 	{Name: "instance", Kind: kindName, Doc: "The catalog server that this configuration is of. Queues, the lock against a second run and the dashboard go by it.", set: name(func(c *Config) *string { return &c.Instance })},
@@ -281,6 +311,8 @@ var Keys = []Key{
 	{Name: "dashboard.tls.key_file", Kind: kindPath, Doc: "Its key, PEM.", set: path(func(c *Config) *string { return &c.Dashboard.KeyFile })},
 	{Name: "dashboard.allow_actions", Kind: kindBool, Default: "false", Doc: "Let the dashboard start backups and cancel runs.", set: boolean(func(c *Config) *bool { return &c.Dashboard.AllowActions })},
 	{Name: "dashboard.max_age", Kind: kindTime, Default: "26h", Doc: "The dashboard warns when the newest good set of an instance is older.", set: duration(func(c *Config) *time.Duration { return &c.Dashboard.MaxAge })},
+	{Name: "worker.listen", Kind: kindListen, Doc: "Where the worker answers `/healthz`, `/readyz` and `/metrics`, without a log-in: see [monitoring](monitoring.md). Left out or empty: nowhere.", set: listen(func(c *Config) *string { return &c.Listen.Worker })},
+	{Name: "schedule.listen", Kind: kindListen, Doc: "The same of the scheduler.", set: listen(func(c *Config) *string { return &c.Listen.Schedule })},
 
 	{Name: "log.level", Kind: "debug, info, warn or error", Default: "info", Doc: "What the worker logs.", set: oneOf(func(c *Config) *string { return &c.Log.Level }, "debug", "info", "warn", "error")},
 	{Name: "log.format", Kind: "text or json", Default: "text", Doc: "How.", set: oneOf(func(c *Config) *string { return &c.Log.Format }, "text", "json")},

@@ -60,6 +60,15 @@ func (s *Store) SignOut(ctx context.Context, instance, id string) error {
 	return err
 }
 
+// SignedIn tells whether the worker counts as live.
+func (s *Store) SignedIn(ctx context.Context, instance, id string) (bool, error) {
+	n, err := s.rdb.Exists(ctx, workerKey(instance, id)).Result()
+	if err != nil {
+		return false, fmt.Errorf("look for the worker's own sign: %w", err)
+	}
+	return n > 0, nil
+}
+
 // Workers lists the live workers of the instance.
 func (s *Store) Workers(ctx context.Context, instance string) ([]Worker, error) {
 	ids, err := s.rdb.SMembers(ctx, workersKey(instance)).Result()

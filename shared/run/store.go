@@ -268,7 +268,7 @@ func (s *Store) Advance(ctx context.Context, r Record, stage string, fence int64
 }
 
 func (s *Store) keys(r Record) []string {
-	return []string{runKey(r.ID), lockKey(r.Instance), openKey(r.Instance)}
+	return []string{runKey(r.ID), lockKey(r.Instance), openKey(r.Instance), totalsKey(r.Instance)}
 }
 
 // Next says what to do after Again, Stop or Anew.

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
@@ -28,6 +30,8 @@ type Worker struct {
 	engine    *Engine
 	server    *asynq.Server
 	reconcile *Reconciler
+	signing   *health.Beat
+	stopping  atomic.Bool
 	done      chan struct{}
 	wg        sync.WaitGroup
 	wake      chan struct{}
@@ -61,6 +65,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	p.Enqueuer = task.NewEnqueuer(client, p.Now)
 	w.p = p
 	w.engine = NewEngine(p)
+	w.signing = health.NewBeat(p.Now)
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
 	w.server = asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Concurrency:              4,
@@ -89,6 +94,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	w.reconcile.Start()
+	w.signing.Turn()
 	w.wg.Add(2)
 	go w.signs()
 	go w.house()
@@ -97,6 +103,7 @@ func (w *Worker) Start(ctx context.Context) error {
 
 // Shutdown takes no new task, lets attempts hand their stages on, and ends.
 func (w *Worker) Shutdown() {
+	w.stopping.Store(true)
 	w.server.Stop()
 	w.reconcile.Shutdown()
 	w.engine.Stop()
@@ -128,6 +135,7 @@ func (w *Worker) signs() {
 			return
 		case <-t.C:
 		}
+		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
 		_, err := w.p.Store.Epoch(ctx, freshEpoch())
 		if err == nil {
