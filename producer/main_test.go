@@ -278,7 +278,7 @@ func TestUsage(t *testing.T) {
 
 func TestHelpHasAnExampleForEveryVerb(t *testing.T) {
 	s := newSite(t)
-	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel"} {
+	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel", "dashboard"} {
 		r := s.do(verb, "--help")
 		require.Zero(t, r.code)
 		require.Contains(t, r.out, "Examples:\n  producer "+verb)
