@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -71,8 +72,17 @@ func furnish(s *site) run.Record {
 	return r
 }
 
+// plans are as a configuration has them; the verb's test sees real ones.
+func plans(context.Context, string) (Plans, error) {
+	tomorrow := time.Now().UTC().Truncate(24 * time.Hour).Add(26 * time.Hour)
+	return Plans{Known: true, Schedulers: 1, Plans: []Plan{
+		{Name: "nightly", Cron: "0 2 * * *", Timezone: "UTC", Job: "full backup", Next: tomorrow, LastTick: tomorrow.Add(-24 * time.Hour), LastResult: "opened", LastRun: "20261123t020000z-abcdefgh"},
+		{Name: "proof", Cron: "30 6 * * sun", Timezone: "Europe/Berlin", Job: "verify", Paused: true, PausedBy: "root"},
+	}}, nil
+}
+
 func looks(t *testing.T, b *tab) {
-	s := newSite(t, func(o *Options) { o.AllowActions = true })
+	s := newSite(t, func(o *Options) { o.AllowActions, o.Plans = true, plans })
 	r := furnish(s)
 	for _, look := range []struct {
 		name, scheme  string

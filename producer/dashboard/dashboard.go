@@ -58,6 +58,7 @@ type Options struct {
 
 // Plans are the periodic tasks of an instance.
 type Plans struct {
+	Known      bool // false: they stand in another configuration
 	Plans      []Plan
 	Schedulers int // live ones
 }
@@ -66,9 +67,12 @@ type Plans struct {
 type Plan struct {
 	Name, Cron, Timezone, Job string
 	Paused                    bool
+	PausedBy                  string
 	Next                      time.Time // zero: never
 	LastTick                  time.Time // zero: none yet
 	LastResult                string
+	LastRun                   string // id, or ""
+	LastReason                string
 }
 
 // Service is a running dashboard.
