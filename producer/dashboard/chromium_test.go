@@ -1,9 +1,11 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"image/png"
 	"net/url"
 	"os"
 	"os/exec"
@@ -182,7 +184,11 @@ func (b *tab) picture(name string) {
 	if dir == "" {
 		return
 	}
-	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
+	shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
 	require.NoError(b.t, err)
-	require.NoError(b.t, os.WriteFile(filepath.Join(dir, "dashboard-"+name+".png"), png, 0o644))
+	pixels, err := png.Decode(bytes.NewReader(shot))
+	require.NoError(b.t, err)
+	var small bytes.Buffer // Chromium is in a hurry and packs badly
+	require.NoError(b.t, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&small, pixels))
+	require.NoError(b.t, os.WriteFile(filepath.Join(dir, "dashboard-"+name+".png"), small.Bytes(), 0o644))
 }
