@@ -12,6 +12,7 @@ import (
 	"catalog-backup/shared/config"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/health"
+	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/task"
 
 	"github.com/sirupsen/logrus"
@@ -92,8 +93,53 @@ func (a *app) dashboardOptions(c *connection, log *logrus.Logger) (dashboard.Opt
 		CertFile: d.CertFile, KeyFile: d.KeyFile, AllowActions: d.AllowActions, MaxAge: d.MaxAge, Instance: c.config.Instance, Version: exit.Version,
 		Store: c.store, Starter: start.New(c.rdb, c.store, a.now), Queues: queues, Now: a.now, Log: log,
 		Ping:    func(ctx context.Context) error { return c.rdb.Ping(ctx).Err() },
+		Plans:   a.plans(c),
 		Explain: func(err error) error { return masked{c.config, c.explain(err)} },
 	}, nil
+}
+
+// plans tells how the plans of an instance stand. Those of another instance than the
+// configured one stand in a configuration that we do not have.
+func (a *app) plans(c *connection) func(context.Context, string) (dashboard.Plans, error) {
+	return func(ctx context.Context, instance string) (dashboard.Plans, error) {
+		store := schedule.NewStore(c.rdb, instance, a.now)
+		live, err := store.Schedulers(ctx)
+		if err != nil || instance != c.config.Instance {
+			return dashboard.Plans{Schedulers: len(live)}, err
+		}
+		standings, err := store.Standings(ctx, schedule.Plans(c.config), 1)
+		if err != nil {
+			return dashboard.Plans{}, err
+		}
+		out := dashboard.Plans{Known: true, Schedulers: len(live)}
+		for _, s := range standings {
+			out.Plans = append(out.Plans, planOf(s))
+		}
+		return out, nil
+	}
+}
+
+func planOf(s schedule.Standing) dashboard.Plan {
+	p := dashboard.Plan{Name: s.Plan.Name, Cron: s.Plan.Cron, Timezone: s.Plan.Timezone, Job: s.Plan.Job}
+	if s.Plan.Job == schedule.Backup {
+		p.Job = s.Plan.Type + " " + p.Job
+	}
+	if s.Paused != nil {
+		p.PausedBy, p.Paused = s.Paused.By, true
+	}
+	if len(s.Next) > 0 {
+		p.Next = s.Next[0]
+	}
+	if t := s.Last; t != nil {
+		p.LastTick, p.LastResult = t.At, string(t.Result)
+		if t.Run != nil {
+			p.LastRun = *t.Run
+		}
+		if t.Reason != nil {
+			p.LastReason = *t.Reason
+		}
+	}
+	return p
 }
 
 // masked is an error whose text shows no secret.

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"os"
 	"regexp"
 	"syscall"
 	"testing"
+	"time"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/schedule"
 
 	"github.com/stretchr/testify/require"
 )
@@ -69,6 +73,28 @@ func TestDashboardServesUntilItIsStopped(t *testing.T) {
 	require.Contains(t, body, "check redis in "+s.config)
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	require.Zero(t, p.wait().code)
+}
+
+func TestDashboardShowsPlans(t *testing.T) {
+	s := newSite(t)
+	_, url := s.serve("schedules: [{name: nightly, cron: '0 2 * * *', timezone: Europe/Berlin}, {name: proof, cron: '@weekly', job: verify}]\n" +
+		"dashboard: {listen: '127.0.0.1:0', auth: off}\n")
+	require.Zero(t, s.do("schedule", "pause", "proof").code)
+	store := schedule.NewStore(s.rdb, "catalog", time.Now)
+	id := "20261123t020000z-abcdefgh"
+	_, err := store.Note(context.Background(), "nightly", schedule.Tick{At: time.Now().Add(-time.Hour), Result: schedule.Opened, Run: &id})
+	require.NoError(t, err)
+	_, body := fetch(t, url+"/", "", "")
+	for _, want := range []string{"0 2 * * *", "Europe/Berlin", "full backup", "paused by ", "/runs/" + id, "No live scheduler serves instance catalog"} {
+		require.Contains(t, body, want)
+	}
+	require.NoError(t, store.SignIn(context.Background(), schedule.Scheduler{ID: "a", Host: "h"}))
+	_, body = fetch(t, url+"/", "", "")
+	require.Contains(t, body, "1 live scheduler")
+	require.NotContains(t, body, "No live scheduler")
+	require.NoError(t, s.store.SignIn(context.Background(), "other", run.Worker{ID: "w", Node: "n"}))
+	_, body = fetch(t, url+"/instances/other", "", "")
+	require.Contains(t, body, "The plans of other stand in its own configuration")
 }
 
 func TestDashboardWithoutALogIn(t *testing.T) {

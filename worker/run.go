@@ -17,6 +17,7 @@ import (
 	"catalog-backup/shared/config"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/archive"
@@ -24,6 +25,7 @@ import (
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/keeper"
 	"catalog-backup/worker/pipeline"
+	"catalog-backup/worker/proof"
 	"catalog-backup/worker/redisserver"
 
 	"github.com/redis/go-redis/v9"
@@ -119,6 +121,8 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace},
 		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
 			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
+		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),
+			Dir: c.Backup.DumpDir, Instance: c.Instance, Node: c.Node, Crashes: c.Queue.RetryCrashes, Now: time.Now, Log: log, Mask: c.Mask})},
 	}
 }
 

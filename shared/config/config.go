@@ -41,6 +41,9 @@ type Config struct {
 	Log      Log
 	Listen   Listen
 
+	Schedules []Plan
+	Schedule  Schedule
+	Scheduled Scheduled
 	Dashboard Dashboard
 
 	forWorker    error

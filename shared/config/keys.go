@@ -38,6 +38,10 @@ func (k Key) apply(c *Config, s *source) error {
 		}
 	}
 	if err := k.set(c, v); err != nil {
+		var precise *Error
+		if errors.As(err, &precise) {
+			return precise
+		}
 		return &Error{File: v.file, Line: v.line, Key: k.Name, Problem: err.Error(), Remedy: "it takes " + k.Kind}
 	}
 	return nil
@@ -292,6 +296,13 @@ var Keys = []Key{
 		return nil
 	}},
 	{Name: "alation.feature_flags.enable_pgbackrest", Kind: kindBool, Default: "true", Doc: "true: Backup V2, by pgBackRest. false: Backup V1, refused until it is built.", set: boolean(func(c *Config) *bool { return &c.Backup.PgBackRest })},
+
+	{Name: "schedule.catch_up", Kind: kindTime, Default: "1h", Doc: "How long after its time a tick that was missed is still carried out, 1m to 720h. A plan can have its own.", set: catchUp(func(c *Config) *time.Duration { return &c.Schedule.CatchUp })},
+	{Name: "schedule.overlap", Kind: "skip or queue", Default: "skip", Doc: "What a tick does that finds another run active: it is skipped, or waits until the plan's next tick. A plan can have its own.", set: oneOf(func(c *Config) *string { return &c.Schedule.Overlap }, "skip", "queue")},
+	{Name: "schedules", Kind: "a list of plans", Doc: "What is done when: entries with `name`, `cron`, and if need be `timezone` (UTC), `job` (`backup` or `verify`), `type` (`full` or `incremental`), `catch_up`, `overlap`; see [scheduling](scheduling.md). In the file only.", set: plans},
+	{Name: "alation.backup.scheduled_minute", Kind: kindInt, Doc: "Minute of the documented schedule, the plan `alation`. Default: 0, where hour or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Minute }, 59)},
+	{Name: "alation.backup.scheduled_hour", Kind: kindInt, Doc: "Its hour, 0 to 23, in UTC. Default: 0, where minute or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Hour }, 23)},
+	{Name: "alation.backup.scheduled_day", Kind: "days of mon, tue, wed, thu, fri, sat, sun with commas, without spaces", Doc: "Its days. Default: every day, where minute or hour is set.", set: days},
 
 	{Name: "queue.retry_errors", Kind: kindInt, Default: "3", Doc: "How often a stage is tried again after an error that may pass.", set: integer(func(c *Config) *int { return &c.Queue.RetryErrors }, 0, 1000)},
 	{Name: "queue.retry_crashes", Kind: kindInt, Default: "5", Doc: "How often a stage is tried again after the worker died in it.", set: integer(func(c *Config) *int { return &c.Queue.RetryCrashes }, 0, 1000)},

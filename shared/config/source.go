@@ -19,6 +19,8 @@ type value struct {
 	list []string // set where a list was given
 	file string
 	line int
+
+	plans []planEntry // of schedules
 }
 
 func (v value) scalar() error {
@@ -100,6 +102,9 @@ func readYAML(file string, text []byte) (*source, error) {
 func (s *source) flatten(prefix string, n *yaml.Node) error {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
+	}
+	if prefix == plansKey {
+		return s.readPlans(n)
 	}
 	switch n.Kind {
 	case yaml.MappingNode:

@@ -43,13 +43,13 @@ func TestVerb(t *testing.T) {
 			return nil
 		}}}})
 	require.NoError(t, h.Start("0.0.0.0:0", "worker.listen"))
-	at := []Place{{Process: "schedule", Key: "schedule.listen", Address: h.Address()}, {Process: "dashboard", Key: "dashboard.listen"}}
+	at := []Place{{Process: "scheduler", Key: "schedule.listen", Address: h.Address()}, {Process: "dashboard", Key: "dashboard.listen"}}
 
 	code, out, err := called(t, false, at)
 	require.NoError(t, err)
 	require.Equal(t, 0, code)
 	require.Equal(t, "ok   main loop\n", out)
-	code, out, _ = called(t, false, at, "schedule", "--ready")
+	code, out, _ = called(t, false, at, "scheduler", "--ready")
 	require.Equal(t, 0, code)
 	require.Equal(t, "ok   redis\nok   disk\n", out)
 
@@ -69,7 +69,7 @@ func TestVerb(t *testing.T) {
 	require.EqualError(t, err, "the configuration: dashboard.listen: is not set, so there is nobody to ask; set it to HOST:PORT and start the process again")
 	code, _, err = called(t, false, at, "worker")
 	require.Equal(t, 2, code)
-	require.ErrorContains(t, err, `there is no process "worker" to ask; name one of schedule, dashboard`)
+	require.ErrorContains(t, err, `there is no process "worker" to ask; name one of scheduler, dashboard`)
 	h.Shutdown()
 	code, out, err = called(t, false, at)
 	require.Equal(t, 1, code)

@@ -2,11 +2,11 @@ package health
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/set"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +69,7 @@ var (
 	doneBytes = gauge("run_done_bytes", "Bytes that the open run's present stage has done.", "instance")
 	allBytes  = gauge("run_expected_bytes", "Bytes that the open run's present stage has to do, where it knows.", "instance")
 	workers   = gauge("live_workers", "Workers that gave a sign of life within the last 12 seconds.", "instance")
+	scheduled = gauge("live_schedulers", "Schedulers that gave a sign of life within the last 20 seconds.", "instance")
 	tasks     = gauge("queue_tasks", "Tasks in a queue of asynq, by state: pending, active, scheduled, retry, archived or completed.", "queue", "state")
 )
 
@@ -89,8 +90,9 @@ type collector struct {
 
 // findings are one look at Redis.
 type findings struct {
-	surveys []run.Survey
-	depths  []depth
+	surveys    []run.Survey
+	schedulers []int // of the instances of surveys
+	depths     []depth
 }
 
 func newCollector(rdb *redis.Client, store *run.Store, o Options) *collector {
@@ -101,12 +103,21 @@ func newCollector(rdb *redis.Client, store *run.Store, o Options) *collector {
 
 func (c *collector) read(ctx context.Context) error {
 	var f findings
-	var err, err2 error
-	f.surveys, err = c.store.Surveys(ctx)
-	if err == nil {
-		f.depths, err2 = depths(ctx, c.rdb)
+	var err error
+	if f.surveys, err = c.store.Surveys(ctx); err != nil {
+		return err
 	}
-	if err := errors.Join(err, err2); err != nil {
+	for i, s := range f.surveys {
+		live, err := schedule.NewStore(c.rdb, s.Instance, c.o.Now).Schedulers(ctx)
+		if err != nil && !redis.HasErrorPrefix(err, wrongType) {
+			return err
+		}
+		if err != nil {
+			f.surveys[i].Unreadable = append(s.Unreadable, err.Error())
+		}
+		f.schedulers = append(f.schedulers, len(live))
+	}
+	if f.depths, err = depths(ctx, c.rdb); err != nil {
 		return err
 	}
 	c.look.mu.Lock()
@@ -137,9 +148,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.look.mu.Unlock()
 	show(redisUp, 1)
 	odd := 0
-	for _, s := range f.surveys {
+	for i, s := range f.surveys {
 		odd += len(s.Unreadable)
-		emit{ch, valid(s.Instance)}.survey(s, c.o.Now())
+		e := emit{ch, valid(s.Instance)}
+		e.survey(s, c.o.Now())
+		e.gauge(scheduled, float64(f.schedulers[i]))
 	}
 	show(unreadable, float64(odd))
 	for _, d := range f.depths {

@@ -10,6 +10,7 @@ import (
 
 	"catalog-backup/shared/lab"
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 
@@ -109,10 +110,13 @@ func TestMetrics(t *testing.T) {
 	server, c := lab.Redis(t), newClock()
 	store := play(t, server, c)
 	publish(t, store, c.Now())
+	rdb := server.Client()
+	defer func() { _ = rdb.Close() }()
 	for _, id := range []string{"w1", "w2"} {
 		require.NoError(t, store.SignIn(ctx, "catalog", run.Worker{ID: id, Node: "host1"}))
 	}
 	require.NoError(t, store.SignIn(ctx, "fresh", run.Worker{ID: "w3", Node: "host1"}))
+	require.NoError(t, schedule.NewStore(rdb, "catalog", c.Now).SignIn(ctx, schedule.Scheduler{ID: "s1"}))
 	want, err := textOf(c.Now())
 	require.NoError(t, err)
 	first, second := newHealth(t, server, Options{Now: c.Now}), newHealth(t, server, Options{Now: c.Now})
@@ -160,6 +164,8 @@ func textOf(now time.Time) (string, error) {
 	add("run_expected_bytes", `{instance="catalog"} 1073741824`)
 	add("live_workers", `{instance="catalog"} 2`)
 	add("live_workers", `{instance="fresh"} 1`)
+	add("live_schedulers", `{instance="catalog"} 1`)
+	add("live_schedulers", `{instance="fresh"} 0`)
 	add("sets", `{instance="catalog"} 4`)
 	add("sets", `{instance="fresh"} 0`)
 	add("newest_set_size_bytes", `{instance="catalog"} 250`)
@@ -288,10 +294,14 @@ func TestMetricsOfDamage(t *testing.T) {
 	require.NoError(t, rdb.HSet(ctx, "catalog-backup:catalog:sets", "host\xff", "{").Err())
 	require.NoError(t, rdb.SAdd(ctx, "catalog-backup:instances", "odd\xff\"\n").Err())
 	require.NoError(t, rdb.HSet(ctx, "catalog-backup:catalog:totals", "retries:x\xff:error", "3", "runs:succeeded", "many").Err())
+	require.NoError(t, rdb.Set(ctx, "catalog-backup:catalog:schedule:schedulers", "odd", 0).Err())
+	require.NoError(t, rdb.SAdd(ctx, allQueuesKey, "catalog").Err())
+	require.NoError(t, rdb.Set(ctx, "asynq:{catalog}:pending", "odd", 0).Err())
 	h := newHealth(t, server, Options{Now: c.Now})
 	code, text := get(t, h, "/metrics")
+	require.Contains(t, text, "catalog_backup_redis_up 1\n")
 	require.Equal(t, 200, code)
-	require.Contains(t, text, "catalog_backup_unreadable_entries 1\n")
+	require.Contains(t, text, "catalog_backup_unreadable_entries 2\n")
 	require.Contains(t, text, `catalog_backup_runs_total{instance="catalog",result="failed"} 1`)
 	require.Contains(t, text, `catalog_backup_retries_total{instance="catalog",kind="error",stage="x`+"\uFFFD"+`"} 3`)
 }

@@ -87,7 +87,7 @@ func TestPageRules(t *testing.T) {
 	d.KnownFields(true)
 	require.NoError(t, d.Decode(&file))
 	require.Len(t, file.Groups, 1)
-	require.Len(t, file.Groups[0].Rules, 8)
+	require.Len(t, file.Groups[0].Rules, 9)
 	for _, r := range file.Groups[0].Rules {
 		require.NotEmpty(t, r.Expr, r.Alert)
 		require.NotEmpty(t, r.Annotations["summary"], r.Alert)

@@ -13,6 +13,10 @@ import (
 // (internal/base). A test compares the numbers with the inspector's.
 const allQueuesKey = "asynq:queues"
 
+// wrongType begins the error for a key that an odd hand made of another type. It is
+// none of the way to Redis, and hides nothing else.
+const wrongType = "WRONGTYPE"
+
 // queueStates are the states of asynq's tasks, and whether a state's key is a list
 // (else a sorted set).
 var queueStates = []struct {
@@ -29,13 +33,13 @@ type depth struct {
 // depths reads all queues in two round trips.
 func depths(ctx context.Context, rdb *redis.Client) ([]depth, error) {
 	queues, err := rdb.SMembers(ctx, allQueuesKey).Result()
-	if err != nil {
+	if err != nil && !redis.HasErrorPrefix(err, wrongType) {
 		return nil, fmt.Errorf("list the queues: %w", err)
 	}
 	slices.Sort(queues)
 	var out []depth
 	var cmds []*redis.IntCmd
-	_, err = rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+	_, _ = rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, q := range queues {
 			for _, s := range queueStates {
 				key := "asynq:{" + q + "}:" + s.name
@@ -49,10 +53,10 @@ func depths(ctx context.Context, rdb *redis.Client) ([]depth, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read the depth of the queues: %w", err)
-	}
 	for i, c := range cmds {
+		if err := c.Err(); err != nil && !redis.HasErrorPrefix(err, wrongType) {
+			return nil, fmt.Errorf("read the depth of the queues: %w", err)
+		}
 		out[i].tasks = c.Val()
 	}
 	return out, nil

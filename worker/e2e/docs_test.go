@@ -177,7 +177,7 @@ func TestDocsCommands(t *testing.T) {
 			}
 		}
 	}
-	for _, verb := range []string{"producer backup-all", "producer status", "producer watch", "producer list", "producer show SET", "producer cancel",
+	for _, verb := range []string{"producer backup-all", "producer status", "producer watch", "producer list", "producer show SET", "producer cancel", "producer schedule run", "producer schedule list", "producer schedule explain",
 		"producer health", "producer dashboard", "worker health", "worker run", "worker verify", "worker restore", "worker list"} {
 		found := false
 		for c := range checked {

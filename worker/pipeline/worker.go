@@ -90,7 +90,7 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	w.keepHouse(ctx)
-	if err := w.server.Start(w.engine); err != nil {
+	if err := w.server.Start(asynq.HandlerFunc(w.handle)); err != nil {
 		return err
 	}
 	w.reconcile.Start()
@@ -101,12 +101,23 @@ func (w *Worker) Start(ctx context.Context) error {
 	return nil
 }
 
+// handle gives a task to the one who does its type.
+func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
+	if h, ok := w.p.Others[t.Type()]; ok {
+		return h.ProcessTask(ctx, t)
+	}
+	return w.engine.ProcessTask(ctx, t)
+}
+
 // Shutdown takes no new task, lets attempts hand their stages on, and ends.
 func (w *Worker) Shutdown() {
 	w.stopping.Store(true)
 	w.server.Stop()
 	w.reconcile.Shutdown()
 	w.engine.Stop()
+	for _, h := range w.p.Others {
+		h.Stop()
+	}
 	close(w.done)
 	w.wg.Wait()
 	w.server.Shutdown()
