@@ -163,7 +163,7 @@ func TestTwoSchedulersOneTick(t *testing.T) {
 	runs, err := s.store.Recent(context.Background(), "catalog", 10)
 	require.NoError(t, err)
 	require.Len(t, runs, 1)
-	require.True(t, strings.HasSuffix(r.Tick, fmt.Sprintf(":catalog.nightly:%d", tick.Unix())), r.Tick)
+	require.True(t, strings.HasSuffix(r.Tick, fmt.Sprintf(":nightly:%d", tick.Unix())), r.Tick)
 	require.Eventually(t, func() bool {
 		n, err := s.rdb.Exists(context.Background(), "asynq:{catalog}:t:"+task.ID(r.Epoch, task.Payload{Run: r.ID, Instance: "catalog", Stage: run.Prepare, Generation: 1})).Result()
 		return err == nil && n == 1

@@ -2,7 +2,7 @@
 // each once however many schedulers run, and opens the runs that they ask for.
 //
 // A loop on an injected clock looks which ticks are due and enqueues each as a task
-// `<install>:<instance>.<plan>:<tick-unix>`: the second scheduler's attempt to do so
+// `<install>:<plan>:<tick-unix>`: the second scheduler's attempt to do so
 // is a conflict of ids and no error. The scheduler is asynq's server of these tasks
 // too: a tick opens its run with the task's id as idempotency key, so that a tick
 // that is delivered twice opens one run.

@@ -33,10 +33,10 @@ type Tick struct {
 // queue of a node, so that it is none.
 func ScheduleQueue(instance string) string { return instance + ".schedule.ticks" }
 
-// TickID is `<install>:<instance>.<plan>:<tick-unix>`, the id of the tick's task and
+// TickID is `<install>:<plan>:<tick-unix>`, the id of the tick's task and
 // the idempotency key of the run that it opens.
 func TickID(t Tick) string {
-	return fmt.Sprintf("%s:%s.%s:%d", t.Install, t.Instance, t.Plan, t.At.Unix())
+	return fmt.Sprintf("%s:%s:%d", t.Install, t.Plan, t.At.Unix())
 }
 
 // VerifyID is the id of the verification that the tick asks for.
