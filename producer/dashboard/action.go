@@ -112,7 +112,7 @@ func (s *Service) startBackup(w http.ResponseWriter, r *http.Request) {
 		why := s.o.Explain(err).Error()
 		s.audit(r, action, fields, "uncertain: "+why)
 		s.show(w, r, http.StatusServiceUnavailable, "message", page{Title: "Redis is away", Body: message{Heading: "Redis is away",
-			Text: "Whether the backup began is not known; the link tells later. " + why, URL: "/runs/" + rec.ID, Link: "Run " + rec.ID}})
+			Text: "Whether the backup began is not known; the link tells later.", Detail: why, URL: "/runs/" + rec.ID, Link: "Run " + rec.ID}})
 		return
 	}
 	result := "run opened"

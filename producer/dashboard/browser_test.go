@@ -139,6 +139,14 @@ func progressMoves(t *testing.T, b *tab) {
 		b.until(fmt.Sprintf("document.querySelector('progress')?.value === %d", percent))
 	}
 	b.shows("55.0 MiB of 100 MiB")
+	b.eval("document.querySelector('.runline a').focus()", nil)
+	s.progress(r, 56<<20, 100<<20, 5<<20)
+	b.until("document.querySelector('progress')?.value === 56")
+	var focused string
+	b.eval("document.activeElement.innerText", &focused)
+	require.Equal(t, r.ID, focused, "who is somewhere with the keyboard stays there")
+	s.progress(r, 55<<20, 100<<20, 5<<20)
+	b.shows("55.0 MiB of 100 MiB")
 	b.shows("5.0 MiB/s")
 	require.Contains(t, b.text("#announce"), "catalog: prepare: attempt 1 on host1")
 	r = s.again(s.reload(r.ID), run.Erred, "disk <b>full</b>\x1b[31m\u202e", false)

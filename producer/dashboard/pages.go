@@ -100,7 +100,7 @@ func (s *Service) show(w http.ResponseWriter, r *http.Request, status int, name 
 }
 
 // message is the body of a page that says one thing.
-type message struct{ Heading, Text, URL, Link string }
+type message struct{ Heading, Text, Detail, URL, Link string }
 
 func (s *Service) say(w http.ResponseWriter, r *http.Request, status int, heading, text string) {
 	s.show(w, r, status, "message", page{Title: heading, Body: message{Heading: heading, Text: text}})
@@ -110,7 +110,7 @@ func (s *Service) say(w http.ResponseWriter, r *http.Request, status int, headin
 func (s *Service) away(w http.ResponseWriter, r *http.Request, err error) {
 	w.Header().Set("Retry-After", "5")
 	s.show(w, r, http.StatusServiceUnavailable, "message", page{Title: "Redis is away", Away: true, Poll: pollRunning, Body: message{Heading: "Redis is away",
-		Text: "Nothing is known of runs and sets until it answers again; what runs goes on. " + s.o.Explain(err).Error()}})
+		Text: "Nothing is known of runs and sets until it answers again. What runs goes on.", Detail: s.o.Explain(err).Error()}})
 }
 
 // reach gives a context for one page, after Redis has answered. false: it is away

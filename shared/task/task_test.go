@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -113,4 +114,28 @@ func TestConnector(t *testing.T) {
 	}
 	_, err := Connector(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: /nonexistent}}\n"))
 	require.ErrorContains(t, err, "redis.tls.ca_file")
+}
+
+// A Redis that speaks TLS only, as a managed one does.
+func TestConnectorOverTLS(t *testing.T) {
+	dir := t.TempDir()
+	certs, err := lab.NewCertificates(dir, time.Now())
+	require.NoError(t, err)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := free.Addr().String()
+	require.NoError(t, free.Close())
+	_, port, _ := net.SplitHostPort(address)
+	lab.Redis(t, "requirepass geheim", "tls-port "+port, "tls-cert-file "+certs.ServerFile, "tls-key-file "+certs.ServerKeyFile, "tls-ca-cert-file "+certs.CAFile, "tls-auth-clients yes")
+	opt, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, tls: {enabled: true, ca_file: "+certs.CAFile+", cert_file: "+certs.ClientFile+", key_file: "+certs.ClientKeyFile+"}}\n"))
+	require.NoError(t, err)
+	in := asynq.NewInspector(opt)
+	defer func() { _ = in.Close() }()
+	_, err = in.Queues()
+	require.NoError(t, err)
+	plain, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, tls: {enabled: true}}\n"))
+	require.NoError(t, err)
+	stranger := plain.MakeRedisClient().(redis.UniversalClient)
+	defer func() { _ = stranger.Close() }()
+	require.ErrorContains(t, stranger.Ping(ctx).Err(), "certificate")
 }

@@ -10,16 +10,24 @@
     return s && !s.isCollapsed && s.anchorNode && node.contains(s.anchorNode);
   }
 
+  // What can have the focus.
+  function reachable(node) {
+    return [...node.querySelectorAll("a[href], button, summary, input, [tabindex]")];
+  }
+
   function replace(old, fresh) {
     if (old.outerHTML === fresh.outerHTML || selecting(old)) return;
-    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+    const was = document.activeElement;
+    const focused = reachable(old).indexOf(was);
     const opened = [...old.querySelectorAll("details[open][id]")].map((d) => d.id);
     const scrolled = [...old.querySelectorAll(".scroll")].map((e) => e.scrollLeft);
     const node = document.importNode(fresh, true);
     old.replaceWith(node);
     for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
     node.querySelectorAll(".scroll").forEach((e, i) => { e.scrollLeft = scrolled[i] || 0; });
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    // Only the same thing gets the focus back: Enter must not press another button.
+    const same = focused >= 0 && reachable(node)[focused];
+    if (same && same.tagName === was.tagName && same.id === was.id && same.getAttribute("href") === was.getAttribute("href")) same.focus({ preventScroll: true });
   }
 
   // Each child of main has an id. They keep their order; new ones come in, others go.
