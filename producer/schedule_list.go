@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/schedule"
@@ -140,14 +141,14 @@ func (a *app) printPlans(path string, plans []schedule.Standing, runs map[string
 		if p.Job == schedule.Backup {
 			job += ", " + p.Type
 		}
-		line("job", "%s; catch-up %s, overlap %s", job, span(p.CatchUp), p.Overlap)
+		line("job", "%s; catch-up %s, overlap %s", job, standing.Span(p.CatchUp), p.Overlap)
 		if s.Paused != nil {
 			line("PAUSED", "by %s at %s", s.Paused.By, s.Paused.At.UTC().Format(time.RFC3339))
 		}
 		if s.Last == nil {
 			line("last", "none yet")
 		} else {
-			line("last", "%s (%s ago): %s", s.Last.At.UTC().Format(time.RFC3339), span(now.Sub(s.Last.At)), resultWords(*s.Last))
+			line("last", "%s (%s ago): %s", s.Last.At.UTC().Format(time.RFC3339), standing.Span(now.Sub(s.Last.At)), resultWords(*s.Last))
 		}
 		if r, ok := openedBy(s, runs); ok {
 			words := string(r.State)
@@ -161,7 +162,7 @@ func (a *app) printPlans(path string, plans []schedule.Standing, runs map[string
 			if i == 0 {
 				key = "next"
 			}
-			line(key, "%s (%s, in %s)", t.Format("Mon 2006-01-02 15:04 MST"), t.UTC().Format(time.RFC3339), span(t.Sub(now)))
+			line(key, "%s (%s, in %s)", t.Format("Mon 2006-01-02 15:04 MST"), t.UTC().Format(time.RFC3339), standing.Span(t.Sub(now)))
 		}
 	}
 }
