@@ -48,6 +48,11 @@ bench-%: ## one of them: postgres, files, eventbus or restore
 	@.ci/install test
 	@.ci/bench $*
 
+screenshots: ## the dashboard's pictures in docs/images, from the browser's test
+	@.ci/install test
+	@mkdir -p docs/images
+	DASHBOARD_SCREENSHOTS=$(CURDIR)/docs/images go test -count=1 -run 'TestInTheBrowser/(looks|queues)' ./producer/dashboard
+
 lint: ## go vet, staticcheck and the form of the sources
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt's form (make fmt mends it):"; echo "$$bad"; exit 1; }
 	go vet ./...

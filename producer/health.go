@@ -22,8 +22,9 @@ func (a *app) health(name string) *cobra.Command {
 		if err != nil {
 			return nil, err
 		}
-		return []health.Place{{Process: "scheduler", Key: "schedule.listen", Address: c.Listen.Schedule}}, nil
-	}, "scheduler")
+		return []health.Place{{Process: "scheduler", Key: "schedule.listen", Address: c.Listen.Schedule},
+			{Process: "dashboard", Key: "dashboard.listen", Address: c.Dashboard.Listen[0], Encrypted: c.Dashboard.CertFile != ""}}, nil
+	}, "scheduler", "dashboard")
 }
 
 // errStarting is what a scheduler says of its readiness while it waits for Redis.

@@ -279,7 +279,7 @@ func TestUsage(t *testing.T) {
 
 func TestHelpHasAnExampleForEveryVerb(t *testing.T) {
 	s := newSite(t)
-	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel", "schedule run", "schedule list", "schedule explain", "schedule pause", "schedule resume"} {
+	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel", "schedule run", "schedule list", "schedule explain", "schedule pause", "schedule resume", "dashboard"} {
 		r := s.do(append(strings.Fields(verb), "--help")...)
 		require.Zero(t, r.code)
 		require.Contains(t, r.out, "Examples:\n  producer "+verb)

@@ -23,7 +23,7 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 	shapes := map[string]any{
 		"producer backup-all --json":            &result{},
 		"producer backup-all --wait --json":     &ending{},
-		"producer status --json":                &standing{},
+		"producer status --json":                &report{},
 		"producer list --json":                  &[]set.Listed{},
 		"producer show SET --json":              &details{},
 		"producer cancel --json":                &cancelled{},

@@ -58,7 +58,7 @@ func (a *app) serveSchedule(ctx context.Context, c *config.Config, patience time
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	log := scheduleLog(a, c)
+	log := a.logger(c)
 	rdb, err := task.Connect(c)
 	if err != nil {
 		return err
@@ -92,19 +92,6 @@ func (a *app) serveSchedule(ctx context.Context, c *config.Config, patience time
 		s.Shutdown()
 		return nil
 	}
-}
-
-func scheduleLog(a *app, c *config.Config) *logrus.Logger {
-	log := logrus.New()
-	log.SetOutput(a.err)
-	log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
-	if c.Log.Format == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
-	}
-	if level, err := logrus.ParseLevel(c.Log.Level); err == nil {
-		log.SetLevel(level)
-	}
-	return log
 }
 
 // awaitRedis waits until Redis answers: after a reboot it may come up later.

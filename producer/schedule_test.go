@@ -62,6 +62,7 @@ func TestScheduleList(t *testing.T) {
 	require.Equal(t, int64(6*3600), all[1].CatchUp)
 	require.Nil(t, all[1].Type)
 	require.Equal(t, schedule.Skipped, all[0].Last.Result)
+	require.Nil(t, all[0].RunState, "it opened none")
 	require.Len(t, all[0].Next, 5)
 	require.Equal(t, time.UTC, all[0].Next[0].Location())
 	require.True(t, all[0].Next[0].After(time.Now()))
@@ -163,6 +164,7 @@ func TestTwoSchedulersOneTick(t *testing.T) {
 	runs, err := s.store.Recent(context.Background(), "catalog", 10)
 	require.NoError(t, err)
 	require.Len(t, runs, 1)
+	require.Contains(t, s.do("schedule", "list").out, "opened, run "+r.ID+"\n  run      queued\n")
 	require.True(t, strings.HasSuffix(r.Tick, fmt.Sprintf(":nightly:%d", tick.Unix())), r.Tick)
 	require.Eventually(t, func() bool {
 		n, err := s.rdb.Exists(context.Background(), "asynq:{catalog}:t:"+task.ID(r.Epoch, task.Payload{Run: r.ID, Instance: "catalog", Stage: run.Prepare, Generation: 1})).Result()

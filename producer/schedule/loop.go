@@ -188,7 +188,7 @@ func (s *Service) enqueue(ctx context.Context, p schedule.Plan, at time.Time) (b
 		until = at.Add(p.CatchUp)
 	}
 	return queue.EnqueueTick(ctx, task.Tick{Install: epoch, Instance: s.instance, Plan: p.Name, At: at, Job: p.Job, Type: p.Type,
-		Overlap: p.Overlap, Until: until}, p.CatchUp)
+		Overlap: p.Overlap, Latest: at.Add(p.CatchUp), Until: until}, p.CatchUp)
 }
 
 func text(format string, args ...any) *string {

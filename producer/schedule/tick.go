@@ -50,10 +50,29 @@ func (s *Service) ProcessTask(ctx context.Context, t *asynq.Task) error {
 	if p, ok := isPaused[tick.Plan]; ok {
 		return s.note(ctx, tick, schedule.Tick{Result: schedule.Skipped, Reason: text("the plan was paused by %s while the tick waited", p.By)})
 	}
+	if old.Result.Begun() {
+		// it waits, or is under way: its own limits hold
+	} else if late, err := s.tooLate(ctx, tick); late || err != nil {
+		return err
+	}
 	if tick.Job == schedule.Verify {
 		return s.verify(ctx, tick)
 	}
 	return s.open(ctx, tick)
+}
+
+// tooLate gives up a tick that nobody took within the catch-up window: all schedulers
+// were gone after one had enqueued it, or somebody paused the queue. One that opened
+// its run, and died before it could say so, is not late.
+func (s *Service) tooLate(ctx context.Context, tick task.Tick) (bool, error) {
+	if !s.p.Clock.Now().After(tick.Latest) {
+		return false, nil
+	}
+	id, err := s.runs.OfTick(ctx, s.instance, task.TickID(tick))
+	if err != nil || id != "" {
+		return false, err
+	}
+	return true, s.note(ctx, tick, schedule.Tick{Result: schedule.Skipped, Reason: text("no scheduler took it within the catch-up window, until %s", tick.Latest.Format(time.RFC3339))})
 }
 
 // open opens the tick's run.

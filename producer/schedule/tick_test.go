@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"catalog-backup/producer/start"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/task"
@@ -108,6 +109,25 @@ func TestASchedulerThatDiesAfterOpening(t *testing.T) {
 		}
 	}
 	t.Fatal("a tick takes fewer commands than that")
+}
+
+func TestATickThatNobodyTookInTime(t *testing.T) {
+	y, h := daily(t, "")
+	tick := y.one(h, "2026-11-23T02:30:00Z")
+	y.at("2026-11-23T03:30:01Z", 1)
+	require.NoError(t, h.deliver(tick))
+	require.Equal(t, schedule.Skipped, y.last("nightly").Result)
+	require.Equal(t, "no scheduler took it within the catch-up window, until 2026-11-23T03:30:00Z", *y.last("nightly").Reason)
+	_, err := y.runs.Current(ctx, "catalog")
+	require.ErrorIs(t, err, run.ErrNotFound)
+
+	y, h = daily(t, "")
+	tick = y.one(h, "2026-11-23T02:30:00Z")
+	_, err = h.starterNow().Open(ctx, start.Request{Instance: "catalog", Requested: "incremental", Tick: task.TickID(tick)})
+	require.NoError(t, err, "and the scheduler dies, before it can say so")
+	y.at("2026-11-23T03:30:01Z", 1)
+	require.NoError(t, h.deliver(tick))
+	require.Equal(t, schedule.Opened, y.last("nightly").Result)
 }
 
 func TestOverlapSkip(t *testing.T) {

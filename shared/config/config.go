@@ -44,8 +44,10 @@ type Config struct {
 	Schedules []Plan
 	Schedule  Schedule
 	Scheduled Scheduled
+	Dashboard Dashboard
 
-	forWorker error
+	forWorker    error
+	forDashboard error
 }
 
 // Redis says where the queue and the run records are.
@@ -231,7 +233,7 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 			return nil, &Error{File: path, Key: "node", Problem: fmt.Sprintf("the host name %q does not serve as a name", c.Node), Remedy: "set node"}
 		}
 	}
-	c.forWorker = src.forWorker
+	c.forWorker, c.forDashboard = src.forWorker, src.forDashboard
 	return c, c.check(src)
 }
 

@@ -312,6 +312,16 @@ var Keys = []Key{
 	{Name: "queue.redis_grace", Kind: kindTime, Default: "10m", Doc: "How long a stage works on, or waits to report its end, while Redis is away.", set: duration(func(c *Config) *time.Duration { return &c.Queue.RedisGrace })},
 	{Name: "queue.keep_runs", Kind: kindTime, Default: "2160h", Doc: "How long the records of ended runs are kept.", set: duration(func(c *Config) *time.Duration { return &c.Queue.KeepRuns })},
 
+	{Name: "dashboard.listen", Kind: kindAddresses, Default: "127.0.0.1:8980", Doc: "Where the dashboard listens. Without TLS, stay on loopback or put a reverse proxy in front.", set: addresses(func(c *Config) *[]string { return &c.Dashboard.Listen })},
+	{Name: "dashboard.hosts", Kind: kindList, Doc: "Names, without port, under which browsers may reach it, e.g. the reverse proxy's. Default: on loopback `localhost` and loopback addresses only, elsewhere any.", set: list(func(c *Config) *[]string { return &c.Dashboard.Hosts }, hostName)},
+	{Name: "dashboard.auth", Kind: "on or off", Default: "on", Doc: "`off`: no log-in; only where every address of `dashboard.listen` is on loopback.", set: oneOf(func(c *Config) *string { return &c.Dashboard.Auth }, "on", "off")},
+	{Name: "dashboard.username", Kind: kindString, Default: "admin", Doc: "Who logs in with `dashboard.password` (HTTP basic authentication).", set: str(func(c *Config) *string { return &c.Dashboard.Username })},
+	{Name: "dashboard.password", Kind: kindString, Secret: true, Doc: "The password of the dashboard.", set: str(func(c *Config) *string { return &c.Dashboard.Password })},
+	{Name: "dashboard.token", Kind: kindString, Secret: true, Doc: "A bearer token for programs, beside or in place of the password.", set: str(func(c *Config) *string { return &c.Dashboard.Token })},
+	{Name: "dashboard.tls.cert_file", Kind: kindPath, Doc: "The dashboard's certificate with its chain, PEM: it then speaks HTTPS. Read again when it changes.", set: path(func(c *Config) *string { return &c.Dashboard.CertFile })},
+	{Name: "dashboard.tls.key_file", Kind: kindPath, Doc: "Its key, PEM.", set: path(func(c *Config) *string { return &c.Dashboard.KeyFile })},
+	{Name: "dashboard.allow_actions", Kind: kindBool, Default: "false", Doc: "Let the dashboard start backups and cancel runs.", set: boolean(func(c *Config) *bool { return &c.Dashboard.AllowActions })},
+	{Name: "dashboard.max_age", Kind: kindTime, Default: "26h", Doc: "The dashboard warns when the newest good set of an instance is older.", set: duration(func(c *Config) *time.Duration { return &c.Dashboard.MaxAge })},
 	{Name: "worker.listen", Kind: kindListen, Doc: "Where the worker answers `/healthz`, `/readyz` and `/metrics`, without a log-in: see [monitoring](monitoring.md). Left out or empty: nowhere.", set: listen(func(c *Config) *string { return &c.Listen.Worker })},
 	{Name: "schedule.listen", Kind: kindListen, Doc: "The same of the scheduler.", set: listen(func(c *Config) *string { return &c.Listen.Schedule })},
 

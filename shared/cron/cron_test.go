@@ -207,7 +207,11 @@ var matches = map[string]func(w time.Time) bool{
 // the clocks jump over it, at the instant of the jump.
 func TestEachCalendarTickOnce(t *testing.T) {
 	for text, match := range matches {
+		often := strings.Contains(text, "/") || strings.Contains(text, "0 * ")
 		for i, name := range zones {
+			if often && i%3 != len(text)%3 {
+				continue // these take most of the time
+			}
 			from := time.Date(2011, 7, 1, 0, 0, 0, 0, time.UTC).AddDate(i%2*5, 0, 0)
 			to := from.AddDate(10, 0, 0)
 			require.NoError(t, checkTicks(expression(t, text), match, zone(t, name), from, to), "%s in %s", text, name)

@@ -111,10 +111,16 @@ func (p Plan) Ticks(from, to time.Time) []time.Time {
 	return out
 }
 
+// longest is for how many years back ticks are looked for.
+const longest = 10
+
 // Latest are the last ticks t with from < t <= to, at least most of them where
 // there are that many, without going over all the years before. more tells that
 // there are earlier ones.
 func (p Plan) Latest(from, to time.Time, most int) (ticks []time.Time, more bool) {
+	if limit := to.AddDate(-longest, 0, 0); from.Before(limit) {
+		from = limit
+	}
 	for back := time.Hour; ; back *= 8 {
 		begin := to.Add(-back)
 		if !begin.After(from) {

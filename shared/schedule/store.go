@@ -31,6 +31,9 @@ const (
 // Final tells that the result stays as it is.
 func (r Result) Final() bool { return r.rank() == 4 }
 
+// Begun tells that somebody has taken the tick and is not done with it.
+func (r Result) Begun() bool { return r.rank() == 3 }
+
 // rank orders results: a tick's result is only replaced by one of the same rank or
 // a higher one, and a final one never.
 func (r Result) rank() int {

@@ -26,7 +26,8 @@ type Tick struct {
 	Job      string    `json:"job"`
 	Type     string    `json:"type"`    // full or incremental, of a backup
 	Overlap  string    `json:"overlap"` // skip or queue
-	Until    time.Time `json:"until"`   // the plan's next tick: what has not begun by then never does
+	Latest   time.Time `json:"latest"`  // end of the catch-up window: what nobody has taken by then is not begun
+	Until    time.Time `json:"until"`   // the plan's next tick: what waits until then never begins
 }
 
 // ScheduleQueue is the queue of an instance's ticks. It has one dot more than the
@@ -56,7 +57,7 @@ func (e *Enqueuer) EnqueueVerify(ctx context.Context, t Tick) error {
 }
 
 func (e *Enqueuer) tick(ctx context.Context, kind, id, queue string, t Tick, keep time.Duration) (bool, error) {
-	t.At, t.Until = t.At.UTC(), t.Until.UTC()
+	t.At, t.Latest, t.Until = t.At.UTC(), t.Latest.UTC(), t.Until.UTC()
 	body, err := json.Marshal(t)
 	if err != nil {
 		return false, err

@@ -66,6 +66,7 @@ func prove(ctx context.Context) (err error) {
 		{"up", s.up},
 		{"set made", s.backUp},
 		{"set verified", s.verify},
+		{"dashboard", s.lookAt},
 		{"restored, fresh", s.restore},
 		{"rows and events", s.compareServers},
 		{"files", s.compareFiles},

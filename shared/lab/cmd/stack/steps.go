@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -119,6 +121,14 @@ type standing struct {
 	} `json:"attempts"`
 }
 
+func (s *stack) standing(ctx context.Context, container, id string) (run standing, err error) {
+	out, err := s.docker(ctx, "exec", container, "producer", "status", "--json", id)
+	if err != nil {
+		return run, err
+	}
+	return run, json.Unmarshal([]byte(out), &run)
+}
+
 // killWorker adds a second worker, starts a run, kills the container that runs pgBackRest,
 // and sees the other one make the set.
 func (s *stack) killWorker(ctx context.Context) (string, error) {
@@ -138,7 +148,14 @@ func (s *stack) killWorker(ctx context.Context) (string, error) {
 	}
 	id := strings.TrimSpace(out)
 	victim := ""
-	if err := await(ctx, time.Minute, func() error { // no half second to lose: the stage takes a few
+	if err := await(ctx, time.Minute, func() error {
+		run, err := s.standing(ctx, workers[0], id)
+		if err != nil {
+			return err
+		}
+		if n := len(run.Attempts); n == 0 || run.Attempts[n-1].Stage != "postgres" {
+			return errors.New("the run is not in postgres yet")
+		}
 		for _, w := range workers {
 			if out, err := s.docker(ctx, "top", w, "-o", "pid,args"); err == nil && strings.Contains(out, "pgbackrest") {
 				victim = w
@@ -179,12 +196,8 @@ func (s *stack) killWorker(ctx context.Context) (string, error) {
 // awaitRun waits for the end of a run, by the eyes of a worker's container.
 func (s *stack) awaitRun(ctx context.Context, container, id string) (run standing, err error) {
 	err = await(ctx, 3*time.Minute, func() error {
-		out, err := s.docker(ctx, "exec", container, "producer", "status", "--json", id)
-		if err != nil {
-			return err
-		}
-		run = standing{}
-		if err := json.Unmarshal([]byte(out), &run); err != nil {
+		var err error
+		if run, err = s.standing(ctx, container, id); err != nil {
 			return err
 		}
 		switch run.State {
@@ -229,6 +242,57 @@ func (s *stack) clean(ctx context.Context) (string, error) {
 		return "", errors.Join(err, fmt.Errorf("the sets: %s", out))
 	}
 	return "no staging, no slot; both sets are good", nil
+}
+
+// lookAt asks the dashboard from this machine: nothing without a log-in, the overview with
+// it, health for everybody, and nothing by another address of this machine.
+func (s *stack) lookAt(ctx context.Context) (string, error) {
+	id, err := s.one(ctx, s.site, "dashboard")
+	if err != nil {
+		return "", err
+	}
+	out, err := s.docker(ctx, "exec", id, "cat", "/run/catalog-backup/dashboard-password")
+	if err != nil {
+		return "", err
+	}
+	password := strings.TrimSpace(out)
+	if len(password) < 32 {
+		return "", errors.New("its password is short")
+	}
+	for _, ask := range []struct {
+		path, password string
+		want           int
+	}{
+		{"/", "", http.StatusUnauthorized}, {"/", "admin", http.StatusUnauthorized}, {"/", password, http.StatusOK},
+		{"/healthz", "", http.StatusOK}, {"/readyz", "", http.StatusOK}, {"/metrics", "", http.StatusUnauthorized},
+	} {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.dashboard+ask.path, nil)
+		if err != nil {
+			return "", err
+		}
+		if ask.password != "" {
+			req.SetBasicAuth("admin", ask.password)
+		}
+		got, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return "", err
+		}
+		text, err := io.ReadAll(got.Body)
+		if err = errors.Join(err, got.Body.Close()); err != nil {
+			return "", err
+		}
+		if got.StatusCode != ask.want {
+			return "", fmt.Errorf("%s (log-in: %t) answers %s, not %d", ask.path, ask.password != "", got.Status, ask.want)
+		}
+		if ask.path == "/" && (strings.Contains(string(text), s.set) != (ask.want == http.StatusOK)) {
+			return "", fmt.Errorf("with %s the overview shows the set %s: %t", got.Status, s.set, ask.want != http.StatusOK)
+		}
+	}
+	where, err := s.docker(ctx, "inspect", "--format", `{{range $p, $b := .NetworkSettings.Ports}}{{range $b}}{{.HostIp}} {{end}}{{end}}`, id)
+	if err != nil || strings.TrimSpace(where) != "127.0.0.1" {
+		return "", errors.Join(err, fmt.Errorf("published on %s", where))
+	}
+	return "401 without a log-in, 200 and the set with one, on loopback only", nil
 }
 
 // schedule gives the running scheduler a plan that is due within the minute, and sees its
