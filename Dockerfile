@@ -8,9 +8,10 @@ RUN go mod download
 COPY producer producer
 COPY worker worker
 COPY shared shared
+# Compiled once for all versions; the stamped build below only links anew.
+RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/ ./producer ./worker ./shared/lab/cmd/site
 ARG VERSION=unknown
 RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X catalog-backup/shared/exit.Version=$VERSION" -o /out/ ./producer ./worker
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /out/ ./shared/lab/cmd/site
 
 # pgBackRest's package pulls in Perl for tools that are not used here; its program alone needs the libraries below.
 FROM debian:bookworm-slim AS tools
