@@ -107,7 +107,11 @@ func (a *app) plans(c *connection) func(context.Context, string) (dashboard.Plan
 		if err != nil || instance != c.config.Instance {
 			return dashboard.Plans{Schedulers: len(live)}, err
 		}
-		standings, err := store.Standings(ctx, schedule.Plans(c.config), 1)
+		configured := c.config
+		if fresh, err := config.Load(c.config.Path, a.getenv); err == nil && fresh.Instance == instance {
+			configured = fresh // as the scheduler, which reads a changed file again
+		}
+		standings, err := store.Standings(ctx, schedule.Plans(configured), 1)
 		if err != nil {
 			return dashboard.Plans{}, err
 		}

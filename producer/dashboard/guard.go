@@ -103,8 +103,7 @@ func (g *guard) loggedIn(next http.Handler) http.Handler {
 			return
 		}
 		if tried && !g.slowDown(r) {
-			w.Header().Set("Retry-After", "5")
-			http.Error(w, "too many failed log-ins at once; try again in a few seconds", http.StatusTooManyRequests)
+			tooMany(w)
 			return
 		}
 		if g.hasPass {
@@ -115,6 +114,11 @@ func (g *guard) loggedIn(next http.Handler) http.Handler {
 		}
 		http.Error(w, "log in with dashboard.username and dashboard.password, or with dashboard.token as a bearer token", http.StatusUnauthorized)
 	})
+}
+
+func tooMany(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "5")
+	http.Error(w, "too many failed log-ins at once; try again in a few seconds", http.StatusTooManyRequests)
 }
 
 // slowDown logs a failed log-in and makes its sender wait, the longer the more there
@@ -196,11 +200,17 @@ func (g *guard) expects(host string, local net.Addr) bool {
 }
 
 // discreet answers anybody with the status, and says why only to those who are logged
-// in: the reasons name hosts and paths.
+// in: the reasons name hosts and paths. Who tries to log in here is slowed down as
+// everywhere.
 func (g *guard) discreet(health http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok, _ := g.who(r); ok {
+		_, ok, tried := g.who(r)
+		if ok {
 			health.ServeHTTP(w, r)
+			return
+		}
+		if tried && !g.slowDown(r) {
+			tooMany(w)
 			return
 		}
 		answer := &recorder{header: http.Header{}, status: http.StatusOK}

@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -285,6 +286,11 @@ func TestHealthNeedsNoLogIn(t *testing.T) {
 	require.Equal(t, "BAD  dashboard: log in to see why\n", body)
 	_, body, _ = s.get("/readyz")
 	require.Equal(t, "BAD  redis at 192.0.2.7", body)
+	waits := 0
+	s.s.guard.wait = func(context.Context, time.Duration) { waits++ }
+	_, body, _ = s.get("/readyz", basic("admin", "guess"))
+	require.Equal(t, "BAD  dashboard: log in to see why\n", body)
+	require.Equal(t, 1, waits, "here nobody guesses faster than elsewhere")
 	status, _, _ = s.get("/metrics", nobody)
 	require.Equal(t, http.StatusUnauthorized, status)
 	_, body, _ = s.get("/metrics")
