@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -266,14 +267,18 @@ func WriteFile(path string, content []byte) error {
 	return nil
 }
 
-// SyncDir makes renames in dir durable.
+// SyncDir makes renames in dir durable. A file system that cannot sync directories
+// (it answers EINVAL) is taken as it is.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	defer d.Close()
-	return d.Sync()
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Summary is one line of a list of sets. Its JSON is the public one of `list`.
