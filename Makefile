@@ -8,11 +8,12 @@ LDFLAGS := -X catalog-backup/shared/exit.Version=$(VERSION)
 TEST_P ?= 2
 TEST_TIMEOUT ?= 14m
 TEST_FLAGS ?=
+GOTEST := go tool gotestsum --format standard-quiet
 # The race detector costs five times the time: the packages whose tests are long for other reasons are left out.
 RACE_LEFT_OUT ?= /worker/e2e$$
 RACE_TIMEOUT ?= 20m
 
-.PHONY: help build demo test race bench lint fmt clean install
+.PHONY: help build demo test race slowest bench lint fmt clean install
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +29,16 @@ demo: ## a backup and a restore from beginning to end, on real servers (DEMO_DIR
 test: ## all tests, on real servers (TEST_FLAGS='-run …', TEST_P=…)
 	@.ci/install test
 	@.ci/kafka >/dev/null
-	go test -count=1 -p $(TEST_P) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
+	@mkdir -p .cache
+	$(GOTEST) --jsonfile .cache/test.json -- -count=1 -p $(TEST_P) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
 
 race: ## the tests under the race detector, without the longest
 	@.ci/install test
 	@.ci/kafka >/dev/null
-	go test -race -count=1 -p $(TEST_P) -timeout $(RACE_TIMEOUT) $(TEST_FLAGS) $$(go list ./... | grep -vE '$(RACE_LEFT_OUT)')
+	$(GOTEST) -- -race -count=1 -p $(TEST_P) -timeout $(RACE_TIMEOUT) $(TEST_FLAGS) $$(go list ./... | grep -vE '$(RACE_LEFT_OUT)')
+
+slowest: ## the ten slowest tests of the last make test
+	@go tool gotestsum tool slowest --num 10 --jsonfile .cache/test.json
 
 bench: ## all measurements against other ways to back up (SIZE=…)
 	@.ci/install test
@@ -42,6 +47,11 @@ bench: ## all measurements against other ways to back up (SIZE=…)
 bench-%: ## one of them: postgres, files, eventbus or restore
 	@.ci/install test
 	@.ci/bench $*
+
+screenshots: ## the dashboard's pictures in docs/images, from the browser's test
+	@.ci/install test
+	@mkdir -p docs/images
+	DASHBOARD_SCREENSHOTS=$(CURDIR)/docs/images go test -count=1 -run 'TestInTheBrowser/(looks|queues)' ./producer/dashboard
 
 lint: ## go vet, staticcheck and the form of the sources
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "not gofmt's form (make fmt mends it):"; echo "$$bad"; exit 1; }

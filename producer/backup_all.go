@@ -2,19 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"time"
 
+	"catalog-backup/producer/standing"
+	"catalog-backup/producer/start"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
-	"catalog-backup/shared/task"
 
-	"github.com/hibiken/asynq"
 	"github.com/spf13/cobra"
 )
 
@@ -76,25 +74,20 @@ Ctrl-C while waiting ends the waiting (exit 1), not the run.`,
 // start opens a run and hands its first stage to the workers. It says the run id
 // as soon as there is a run.
 func (a *app) start(ctx context.Context, c *connection, requested set.Type) (run.Record, error) {
-	random := make([]byte, 16)
-	rand.Read(random) // never fails, see crypto/rand
-	id := run.NewID(a.now(), random)
 	instance := c.config.Instance
-	begin, done := context.WithTimeout(ctx, callLimit)
-	defer done()
-	r, err := c.store.Start(begin, run.Request{ID: id, Instance: instance, Requested: string(requested), Type: string(set.Full),
-		FirstStage: run.Prepare, Epoch: hex.EncodeToString(random[5:])})
+	starter := start.New(c.rdb, c.store, a.now)
+	r, err := starter.Open(ctx, start.Request{Instance: instance, Requested: requested})
 	var busy *run.BusyError
 	if errors.As(err, &busy) {
 		b := busy.Run
 		return r, exit.Withf(exit.Busy, "another run of instance %s is active: run %s, stage %s, asked for %s ago; follow it with `watch %s`, or stop it with `cancel %s`",
-			instance, b.ID, b.Stage, span(b.Age(a.now())), b.ID, b.ID)
+			instance, b.ID, b.Stage, standing.Span(b.Age(a.now())), b.ID, b.ID)
 	}
 	if err != nil {
-		return r, c.uncertain(err, id)
+		return r, c.uncertain(err, r.ID)
 	}
 	a.announce(r)
-	a.handOver(ctx, c, r)
+	a.handOver(ctx, c, starter, r)
 	return r, nil
 }
 
@@ -124,11 +117,10 @@ func (a *app) announce(r run.Record) {
 
 // handOver enqueues the first stage. What goes wrong here does not hurt the run:
 // the workers' reconciler enqueues what is missing.
-func (a *app) handOver(ctx context.Context, c *connection, r run.Record) {
+func (a *app) handOver(ctx context.Context, c *connection, starter start.Starter, r run.Record) {
 	ctx, done := context.WithTimeout(ctx, callLimit)
 	defer done()
-	queue := task.NewEnqueuer(asynq.NewClientFromRedisClient(c.rdb), a.now)
-	err := queue.Enqueue(ctx, r.Epoch, "", task.Payload{Run: r.ID, Instance: r.Instance, Stage: r.Stage, Generation: r.Generation}, nil)
+	err := starter.HandOver(ctx, r)
 	if err != nil {
 		fmt.Fprintf(a.err, "note: %s; the run is recorded, a worker will take it up by itself\n", exit.Printable(err.Error()))
 		return

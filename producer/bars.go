@@ -3,11 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 )
@@ -95,8 +95,8 @@ func (b *bars) rows(r run.Record, now time.Time, width int) []row {
 	if r.Ended != nil {
 		took = r.Ended.Sub(r.Created)
 	}
-	out := []row{{text: fmt.Sprintf("run %s of %s, %s: %s, %s", r.ID, r.Instance, r.Type, stateWords(r), span(took))}}
-	for _, stage := range stagesOf(r) {
+	out := []row{{text: fmt.Sprintf("run %s of %s, %s: %s, %s", r.ID, r.Instance, r.Type, standing.State(r), standing.Span(took))}}
+	for _, stage := range standing.Stages(r) {
 		out = append(out, b.stageRow(r, stage, now, width))
 	}
 	if r.Error != "" {
@@ -108,56 +108,26 @@ func (b *bars) rows(r run.Record, now time.Time, width int) []row {
 	return out
 }
 
-// stagesOf are the stages of a good run, and those that this run went through besides.
-func stagesOf(r run.Record) []string {
-	stages := slices.Clone(run.Stages)
-	add := func(s string) {
-		if s != "" && !slices.Contains(stages, s) {
-			stages = append(stages, s)
-		}
-	}
-	for _, a := range r.Attempts {
-		add(a.Stage)
-	}
-	add(r.Stage)
-	return stages
-}
-
 func (b *bars) stageRow(r run.Record, stage string, now time.Time, width int) row {
-	var first, last *run.Attempt
-	for i := range r.Attempts {
-		if a := &r.Attempts[i]; a.Stage == stage {
-			if first == nil {
-				first = a
-			}
-			last = a
-		}
-	}
+	phase, first, last := standing.Stage(r, stage)
 	head := fmt.Sprintf("%-10s", stage)
-	switch {
-	case last != nil && last.Ended != nil && last.Outcome != nil && *last.Outcome == run.Good:
-		text := head + " done in " + span(last.Ended.Sub(first.Started))
+	switch phase {
+	case standing.Done:
+		text := head + " done in " + standing.Span(last.Ended.Sub(first.Started))
 		if n, ok := b.bytes[stage]; ok {
 			text += ", " + exit.Size(n)
 		}
 		return row{text: text, colour: escGreen}
-	case r.Stage == stage && !r.State.Over():
+	case standing.Current:
 		return b.currentRow(r, head, now, width)
-	case last != nil:
+	case standing.Ended:
 		text := head + " ended"
 		if last.Outcome != nil {
 			text += ": " + string(*last.Outcome)
 		}
 		return row{text: text, colour: escRed}
-	case r.State.Over() || r.Ending != "" || passed(r, stage):
-		return row{text: head + " left out"}
 	}
-	return row{text: head + " waiting"}
-}
-
-// passed tells whether the run is beyond a stage that it never began.
-func passed(r run.Record, stage string) bool {
-	return slices.Index(run.Stages, stage) < slices.Index(run.Stages, r.Stage)
+	return row{text: head + " " + string(phase)}
 }
 
 // currentRow is the line of the stage the run is at.
@@ -168,16 +138,16 @@ func (b *bars) currentRow(r run.Record, head string, now time.Time, width int) r
 	}
 	switch {
 	case r.NotBefore != nil && r.NotBefore.After(now):
-		return row{text: head + try + " tries again in " + span(r.NotBefore.Sub(now)), colour: escYellow}
+		return row{text: head + try + " tries again in " + standing.Span(r.NotBefore.Sub(now)), colour: escYellow}
 	case r.Attempt == 0 && r.State == run.Queued:
 		return row{text: head + " waits for a worker"}
 	}
-	words := progress(r)
+	words := standing.Progress(r)
 	if words == "" {
 		words = "working"
 	}
 	text := head + try + " "
-	if f, ok := fraction(r); ok {
+	if f, ok := standing.Fraction(r); ok {
 		const most, least = 30, 8
 		if n := min(most, width-1-utf8.RuneCountInString(text)-len(words)-3); n >= least {
 			full := int(f * float64(n))

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 
@@ -233,14 +234,14 @@ func TestWords(t *testing.T) {
 	}
 	for d, want := range map[time.Duration]string{-time.Second: "0.0s", 1500 * time.Millisecond: "1.5s", 59 * time.Second: "59s", 61 * time.Second: "1m01s",
 		3661 * time.Second: "1h01m", 49 * time.Hour: "2d01h"} {
-		require.Equal(t, want, span(d))
+		require.Equal(t, want, standing.Span(d))
 	}
 	require.Equal(t, `a\x80b\u202e\u0007 c`, exit.Printable("a\x80b\u202e\a\nc"))
 	r := run.Record{BytesDone: num(20), BytesTotal: num(10), Rate: num(0)}
-	require.Equal(t, "20 B of 10 B (100%), 0 B/s", progress(r), "more than expected is no more than all")
+	require.Equal(t, "20 B of 10 B (100%), 0 B/s", standing.Progress(r), "more than expected is no more than all")
 	r = run.Record{BytesDone: num(0), BytesTotal: num(1<<63 - 1), Rate: num(1)}
-	require.NotContains(t, progress(r), "ETA", "a time beyond all use is none")
-	require.Empty(t, progress(run.Record{}))
-	require.Equal(t, "5 B", progress(run.Record{BytesDone: num(5), BytesTotal: nil}))
-	require.Equal(t, "0 B of 0 B", progress(run.Record{BytesDone: num(0), BytesTotal: num(0), Rate: nil}))
+	require.NotContains(t, standing.Progress(r), "ETA", "a time beyond all use is none")
+	require.Empty(t, standing.Progress(run.Record{}))
+	require.Equal(t, "5 B", standing.Progress(run.Record{BytesDone: num(5), BytesTotal: nil}))
+	require.Equal(t, "0 B of 0 B", standing.Progress(run.Record{BytesDone: num(0), BytesTotal: num(0), Rate: nil}))
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 
@@ -62,35 +63,7 @@ func (l *lines) update(r run.Record, now time.Time) {
 		return
 	}
 	l.last, l.at = about, now
-	fmt.Fprintf(l.out, "%s %s\n", now.UTC().Format(time.RFC3339), exit.Printable(standLine(r, now)))
-}
-
-// standLine says in one line where a run is.
-func standLine(r run.Record, now time.Time) string {
-	s := r.Stage
-	switch {
-	case r.State == run.Queued && r.Attempt == 0:
-		s += ": waits for a worker"
-	case r.Attempt == 0 && r.NotBefore == nil:
-		s += ": waits to begin"
-	case r.NotBefore != nil && r.NotBefore.After(now):
-		s += fmt.Sprintf(": attempt %d ended badly, tries again in %s", r.Attempt, span(r.NotBefore.Sub(now)))
-	default:
-		s += fmt.Sprintf(": attempt %d", r.Attempt)
-		if r.Node != "" {
-			s += " on " + r.Node
-		}
-		if p := progress(r); p != "" {
-			s += ", " + p
-		}
-	}
-	if extra := stateWords(r)[len(r.State):]; extra != "" {
-		s += extra
-	}
-	if r.Error != "" {
-		s += "; last error: " + r.Error
-	}
-	return s
+	fmt.Fprintf(l.out, "%s %s\n", now.UTC().Format(time.RFC3339), exit.Printable(standing.Line(r, now)))
 }
 
 func (l *lines) away(why string, _ time.Time) { fmt.Fprintln(l.err, "note: "+why) }

@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
@@ -76,7 +77,7 @@ func (a *app) printSets(instance string, nodes []run.Published) {
 		if i > 0 {
 			fmt.Fprintln(a.out)
 		}
-		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", exit.Printable(n.Dir), exit.Printable(n.Node), n.At.UTC().Format(time.RFC3339), span(a.now().Sub(n.At)))
+		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", exit.Printable(n.Dir), exit.Printable(n.Node), n.At.UTC().Format(time.RFC3339), standing.Span(a.now().Sub(n.At)))
 		if len(n.Sets) == 0 {
 			fmt.Fprintln(a.out, "no sets")
 		} else {
@@ -100,7 +101,7 @@ func (a *app) printTable(sets []set.Summary) {
 			bytes = exit.Size(*s.Size)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", exit.Printable(s.Set), exit.Printable(string(s.Type)), bytes,
-			span(a.now().Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), a.soundness(s))
+			standing.Span(a.now().Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), a.soundness(s))
 	}
 	_ = w.Flush()
 }
@@ -117,5 +118,5 @@ func (a *app) soundness(s set.Summary) string {
 	if !s.Proof.Good {
 		verdict = "DAMAGED"
 	}
-	return fmt.Sprintf("%s %s, %s ago", exit.Printable(s.Proof.Kind), verdict, span(a.now().Sub(s.Proof.At)))
+	return fmt.Sprintf("%s %s, %s ago", exit.Printable(s.Proof.Kind), verdict, standing.Span(a.now().Sub(s.Proof.At)))
 }

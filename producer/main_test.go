@@ -265,7 +265,8 @@ var (
 func TestUsage(t *testing.T) {
 	s := newSite(t)
 	for _, args := range [][]string{{}, {"bakup-all"}, {"backup-all", "x"}, {"backup-all", "--nope"}, {"backup-all", "--full", "--incremental"},
-		{"status", "a", "b"}, {"watch", "--reconnect", "soon"}, {"show"}, {"show", "a", "b"}, {"list", "x"}, {"cancel", "a", "b"}} {
+		{"status", "a", "b"}, {"watch", "--reconnect", "soon"}, {"show"}, {"show", "a", "b"}, {"list", "x"}, {"cancel", "a", "b"}, {"schedule"}, {"schedule", "now"},
+		{"schedule", "list", "x"}, {"schedule", "pause"}, {"schedule", "explain"}, {"schedule", "run", "x"}} {
 		r := s.do(args...)
 		require.Equal(t, exit.Usage, r.code, "%v: %s", args, r.err)
 		require.Empty(t, r.out, "%v", args)
@@ -278,8 +279,8 @@ func TestUsage(t *testing.T) {
 
 func TestHelpHasAnExampleForEveryVerb(t *testing.T) {
 	s := newSite(t)
-	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel"} {
-		r := s.do(verb, "--help")
+	for _, verb := range []string{"backup-all", "status", "watch", "list", "show", "cancel", "schedule run", "schedule list", "schedule explain", "schedule pause", "schedule resume", "dashboard"} {
+		r := s.do(append(strings.Fields(verb), "--help")...)
 		require.Zero(t, r.code)
 		require.Contains(t, r.out, "Examples:\n  producer "+verb)
 		require.Contains(t, r.out, "--json")

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/set"
 
 	"github.com/stretchr/testify/require"
@@ -20,12 +21,16 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 	page, err := os.ReadFile("../docs/exit-codes.md")
 	require.NoError(t, err)
 	shapes := map[string]any{
-		"producer backup-all --json":        &result{},
-		"producer backup-all --wait --json": &ending{},
-		"producer status --json":            &standing{},
-		"producer list --json":              &[]set.Listed{},
-		"producer show SET --json":          &details{},
-		"producer cancel --json":            &cancelled{},
+		"producer backup-all --json":            &result{},
+		"producer backup-all --wait --json":     &ending{},
+		"producer status --json":                &report{},
+		"producer list --json":                  &[]set.Listed{},
+		"producer show SET --json":              &details{},
+		"producer cancel --json":                &cancelled{},
+		"producer schedule list --json":         &[]planLine{},
+		"producer schedule explain CRON --json": &explanation{},
+		"producer schedule pause PLAN --json":   &pausing{},
+		"producer health --json":                &health.Answer{},
 	}
 	blocks := regexp.MustCompile("(?s)<!-- json: (producer [^>]*) -->\n```json\n(.*?)```").FindAllSubmatch(page, -1)
 	require.Len(t, blocks, len(shapes))

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
@@ -30,7 +31,7 @@ the last proof. "worker verify SET" reads the set itself.`,
 			if err != nil {
 				return err
 			}
-			node, s, ok := findSet(nodes, args[0])
+			node, s, ok := standing.FindSet(nodes, args[0])
 			if !ok {
 				return exit.Withf(exit.NotFound, "no set %q is published for instance %s; see `list` for those there are", args[0], c.config.Instance)
 			}
@@ -43,26 +44,6 @@ the last proof. "worker verify SET" reads the set itself.`,
 		},
 		ValidArgsFunction: a.completeSet,
 	}
-}
-
-// findSet finds a set. Where several nodes published it, the one that knows it best
-// comes first: all archives there, then the later word.
-func findSet(nodes []run.Published, id string) (run.Published, set.Summary, bool) {
-	var node run.Published
-	var found set.Summary
-	ok := false
-	for _, n := range nodes {
-		for _, s := range n.Sets {
-			if s.Set != id {
-				continue
-			}
-			better := len(s.Missing) < len(found.Missing) || len(s.Missing) == len(found.Missing) && n.At.After(node.At)
-			if !ok || better {
-				node, found, ok = n, s, true
-			}
-		}
-	}
-	return node, found, ok
 }
 
 // details is what `show --json` prints: the line of `list` and more.
@@ -97,7 +78,7 @@ func (a *app) printDetails(d details) {
 	if d.Parent != nil {
 		line("parent", "%s", *d.Parent)
 	}
-	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), span(a.now().Sub(d.Created)))
+	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), standing.Span(a.now().Sub(d.Created)))
 	if d.Size != nil {
 		line("size", "%s (%d bytes)", exit.Size(*d.Size), *d.Size)
 	}

@@ -5,6 +5,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 
@@ -31,7 +32,7 @@ run's state.`,
 				return err
 			}
 			if a.json {
-				return exit.JSON(a.out, standingOf(r))
+				return exit.JSON(a.out, reportOf(r))
 			}
 			a.printStanding(r)
 			return nil
@@ -40,8 +41,8 @@ run's state.`,
 	}
 }
 
-// standing is what `status --json` prints. Others script against it.
-type standing struct {
+// report is what `status --json` prints. Others script against it.
+type report struct {
 	Run        string        `json:"run"`
 	State      run.State     `json:"state"`
 	Stage      *string       `json:"stage"` // the last one of a run that is over
@@ -53,8 +54,8 @@ type standing struct {
 	Attempts   []run.Attempt `json:"attempts"`
 }
 
-func standingOf(r run.Record) standing {
-	s := standing{Run: r.ID, State: r.State, Stage: optional(r.Stage), Attempt: r.Attempt, BytesDone: r.BytesDone, BytesTotal: r.BytesTotal,
+func reportOf(r run.Record) report {
+	s := report{Run: r.ID, State: r.State, Stage: optional(r.Stage), Attempt: r.Attempt, BytesDone: r.BytesDone, BytesTotal: r.BytesTotal,
 		Node: optional(r.Node), Error: optional(r.Error), Attempts: []run.Attempt{}}
 	for _, a := range r.Attempts {
 		a.Started = a.Started.UTC()
@@ -76,10 +77,10 @@ func (a *app) printStanding(r run.Record) {
 	if r.Requested != r.Type {
 		line("", "promoted: %s was asked for", r.Requested)
 	}
-	line("state", "%s", stateWords(r))
-	line("asked for", "%s (%s ago)", r.Created.UTC().Format(time.RFC3339), span(now.Sub(r.Created)))
+	line("state", "%s", standing.State(r))
+	line("asked for", "%s (%s ago)", r.Created.UTC().Format(time.RFC3339), standing.Span(now.Sub(r.Created)))
 	if r.Started != nil && r.Ended != nil {
-		line("took", "%s", span(r.Ended.Sub(*r.Started)))
+		line("took", "%s", standing.Span(r.Ended.Sub(*r.Started)))
 	}
 	if r.Attempt > 0 {
 		line("stage", "%s, attempt %d", r.Stage, r.Attempt)
@@ -87,11 +88,11 @@ func (a *app) printStanding(r run.Record) {
 		line("stage", "%s, not begun", r.Stage)
 	}
 	if !r.State.Over() {
-		if p := progress(r); p != "" {
+		if p := standing.Progress(r); p != "" {
 			line("progress", "%s", p)
 		}
 		if r.NotBefore != nil && r.NotBefore.After(now) {
-			line("retry", "in %s", span(r.NotBefore.Sub(now)))
+			line("retry", "in %s", standing.Span(r.NotBefore.Sub(now)))
 		}
 	}
 	if r.Node != "" {
@@ -110,19 +111,6 @@ func (a *app) printStanding(r run.Record) {
 		line("error", "%s", r.Error)
 	}
 	a.printAttempts(r.Attempts, now)
-}
-
-// stateWords adds to the state what a person wants to know of it.
-func stateWords(r run.Record) string {
-	s := string(r.State)
-	switch {
-	case r.State.Over():
-	case r.Ending != "":
-		s += ", cleaning up; it will end as " + string(r.Ending)
-	case r.Cancel:
-		s += ", a cancel was asked for"
-	}
-	return s
 }
 
 func (a *app) printAttempts(attempts []run.Attempt, now time.Time) {
@@ -144,7 +132,7 @@ func (a *app) printAttempts(attempts []run.Attempt, now time.Time) {
 			text = *t.Error
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", exit.Printable(t.Stage), t.Attempt, exit.Printable(t.Node),
-			t.Started.UTC().Format(time.RFC3339), span(end.Sub(t.Started)), outcome, exit.Printable(text))
+			t.Started.UTC().Format(time.RFC3339), standing.Span(end.Sub(t.Started)), outcome, exit.Printable(text))
 	}
 	_ = w.Flush()
 }

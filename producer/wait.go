@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 )
@@ -70,7 +71,7 @@ func (a *app) patiently(ctx context.Context, reconnect time.Duration, try func()
 		}
 		if !said {
 			said = true
-			fmt.Fprintf(a.err, "note: %s; trying for %s\n", exit.Printable(err.Error()), span(reconnect))
+			fmt.Fprintf(a.err, "note: %s; trying for %s\n", exit.Printable(err.Error()), standing.Span(reconnect))
 		}
 		select {
 		case <-ctx.Done():
@@ -123,10 +124,10 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 		case exit.Code(c.explain(err)) != exit.Unreachable:
 			return r, err
 		case a.now().Sub(heard) >= reconnect:
-			return r, exit.Withf(exit.Unreachable, "%w; tried for %s; the run may go on without us: see `status %s` later", c.explain(err), span(reconnect), r.ID)
+			return r, exit.Withf(exit.Unreachable, "%w; tried for %s; the run may go on without us: see `status %s` later", c.explain(err), standing.Span(reconnect), r.ID)
 		case !away:
 			away = true
-			show.away("Redis is away, trying for "+span(reconnect)+": "+exit.Printable(err.Error()), a.now())
+			show.away("Redis is away, trying for "+standing.Span(reconnect)+": "+exit.Printable(err.Error()), a.now())
 		}
 		select {
 		case <-ctx.Done():
@@ -147,7 +148,7 @@ func (a *app) summary(r run.Record) {
 	e := endingOf(r)
 	line := fmt.Sprintf("run %s %s", r.ID, r.State)
 	if r.Started != nil && r.Ended != nil {
-		line += " after " + span(r.Ended.Sub(*r.Started))
+		line += " after " + standing.Span(r.Ended.Sub(*r.Started))
 	}
 	fmt.Fprintln(a.out, line)
 	if e.Set != nil {

@@ -30,6 +30,6 @@ func command() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&g.config, "config", "", "the configuration (default $CATALOG_BACKUP_CONFIG, else /etc/catalog-backup/config.yaml)")
 	root.PersistentFlags().BoolVar(&g.json, "json", false, "print one JSON value on stdout and nothing else there")
-	root.AddCommand(runCommand(g), verifyCommand(g), restoreCommand(g), listCommand(g))
+	root.AddCommand(runCommand(g), verifyCommand(g), restoreCommand(g), listCommand(g), healthCommand(g))
 	return root
 }

@@ -17,6 +17,7 @@ import (
 	"catalog-backup/shared/config"
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/archive"
@@ -24,6 +25,7 @@ import (
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/keeper"
 	"catalog-backup/worker/pipeline"
+	"catalog-backup/worker/proof"
 	"catalog-backup/worker/redisserver"
 
 	"github.com/redis/go-redis/v9"
@@ -66,9 +68,18 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := prepareStateDir(c); err != nil {
 		return err
 	}
-	var server *redisserver.Server
+	rdb, err := task.Connect(c)
+	if err != nil {
+		return err
+	}
+	defer rdb.Close()
+	v, err := listenForHealth(c, rdb)
+	if err != nil {
+		return err
+	}
+	defer v.Shutdown()
 	if c.Redis.Embedded {
-		server = redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
+		server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
 			Logf: func(f string, a ...any) { log.Infof(f, a...) }})
 		if err := server.Start(ctx); err != nil {
 			return fmt.Errorf("start the embedded Redis: %w", err)
@@ -81,11 +92,6 @@ func daemon(ctx context.Context, c *config.Config) error {
 			}
 		}()
 	}
-	rdb, err := task.Connect(c)
-	if err != nil {
-		return err
-	}
-	defer rdb.Close()
 	if err := checkRedis(ctx, c, rdb, log); err != nil {
 		return err
 	}
@@ -96,6 +102,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := w.Start(ctx); err != nil {
 		return fmt.Errorf("start the worker: %w", err)
 	}
+	v.worker.Store(w)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
 	<-ctx.Done()
 	stop() // a second signal ends at once
@@ -114,6 +121,8 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace},
 		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
 			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
+		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),
+			Dir: c.Backup.DumpDir, Instance: c.Instance, Node: c.Node, Crashes: c.Queue.RetryCrashes, Now: time.Now, Log: log, Mask: c.Mask})},
 	}
 }
 

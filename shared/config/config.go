@@ -39,8 +39,15 @@ type Config struct {
 	Backup   Backup
 	Queue    Queue
 	Log      Log
+	Listen   Listen
 
-	forWorker error
+	Schedules []Plan
+	Schedule  Schedule
+	Scheduled Scheduled
+	Dashboard Dashboard
+
+	forWorker    error
+	forDashboard error
 }
 
 // Redis says where the queue and the run records are.
@@ -133,6 +140,13 @@ type Log struct {
 	Format string
 }
 
+// Listen says where the programs answer questions about their health, HOST:PORT
+// each; "" is nowhere.
+type Listen struct {
+	Worker   string
+	Schedule string
+}
+
 // Error is one thing wrong with the configuration.
 type Error struct {
 	File    string // file, or the environment variable
@@ -219,7 +233,7 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 			return nil, &Error{File: path, Key: "node", Problem: fmt.Sprintf("the host name %q does not serve as a name", c.Node), Remedy: "set node"}
 		}
 	}
-	c.forWorker = src.forWorker
+	c.forWorker, c.forDashboard = src.forWorker, src.forDashboard
 	return c, c.check(src)
 }
 

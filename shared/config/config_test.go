@@ -58,7 +58,9 @@ func TestTheSpecificationsExample(t *testing.T) {
 		Backup:   Backup{DumpDir: "/data2/backup", TempDir: "/data2/tmp", Timeout: 6 * time.Hour, PgBackRest: true},
 		Queue: Queue{RetryErrors: 3, RetryInterruptions: 50, RetryCrashes: 5, Backoff: 10 * time.Second, NodeLostAfter: time.Hour,
 			RedisGrace: 10 * time.Minute, KeepRuns: 90 * 24 * time.Hour},
-		Log: Log{Level: "info", Format: "text"}}
+		Schedule:  Schedule{CatchUp: time.Hour, Overlap: "skip"},
+		Log:       Log{Level: "info", Format: "text"},
+		Dashboard: Dashboard{Listen: []string{"127.0.0.1:8980"}, Auth: "on", Username: "admin", MaxAge: 26 * time.Hour}}
 	require.Equal(t, want, c)
 	v, err := c.CatalogVersion()
 	require.NoError(t, err)
@@ -315,5 +317,21 @@ func TestKeysAreWellMade(t *testing.T) {
 	for _, secretKey := range []string{"postgres.dsn", "postgres.password", "redis.password", "eventbus.sasl.password"} {
 		k, ok := keyByName(secretKey)
 		require.True(t, ok && k.Secret, secretKey)
+	}
+}
+
+func TestListen(t *testing.T) {
+	for text, want := range map[string]string{
+		"127.0.0.1:9464": "", ":9464": "", "'[::1]:9464'": "", "''": "",
+		"9464": "write HOST:PORT", "host": "write HOST:PORT", "host:0": "no valid port", "host:http": "no valid port", "host:70000": "no valid port", "http://host:1": "write HOST:PORT",
+	} {
+		c, err := Parse("/c.yaml", []byte("instance: c\nworker:\n  listen: "+text+"\n"), func(string) string { return "" })
+		if want == "" {
+			require.NoError(t, err, text)
+			require.Equal(t, strings.Trim(text, "'"), c.Listen.Worker)
+			continue
+		}
+		require.ErrorContains(t, err, want, text)
+		require.ErrorContains(t, err, "/c.yaml:3: worker.listen: ")
 	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -37,6 +38,10 @@ func (k Key) apply(c *Config, s *source) error {
 		}
 	}
 	if err := k.set(c, v); err != nil {
+		var precise *Error
+		if errors.As(err, &precise) {
+			return precise
+		}
 		return &Error{File: v.file, Line: v.line, Key: k.Name, Problem: err.Error(), Remedy: "it takes " + k.Kind}
 	}
 	return nil
@@ -50,6 +55,7 @@ const (
 	kindBool   = "true or false"
 	kindTime   = "a duration such as 90s, 10m or 1h"
 	kindList   = "a list"
+	kindListen = "HOST:PORT"
 )
 
 func str(f func(*Config) *string) func(*Config, value) error {
@@ -182,6 +188,34 @@ func brokerAddress(b string) error {
 	return nil
 }
 
+// listenAddress checks an address to listen at. Port 0 would be one that nobody
+// can ask.
+func listenAddress(a string) error {
+	host, port, err := net.SplitHostPort(a)
+	if err != nil {
+		return fmt.Errorf("%q is not an address to listen at: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		return fmt.Errorf("%q has no valid port: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	if strings.ContainsAny(host, "/@ ") {
+		return fmt.Errorf("%q has no valid host: write HOST:PORT, or :PORT for all addresses", a)
+	}
+	return nil
+}
+
+func listen(f func(*Config) *string) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		if v.text != "" {
+			if err := listenAddress(v.text); err != nil {
+				return err
+			}
+		}
+		*f(c) = v.text
+		return v.scalar()
+	}
+}
+
 // Keys are all keys there are, in the order of the documentation.
 var Keys = []Key{
 	{Name: "instance", Kind: kindName, Doc: "The catalog server that this configuration is of. Queues, the lock against a second run and the dashboard go by it.", set: name(func(c *Config) *string { return &c.Instance })},
@@ -263,6 +297,13 @@ var Keys = []Key{
 	}},
 	{Name: "alation.feature_flags.enable_pgbackrest", Kind: kindBool, Default: "true", Doc: "true: Backup V2, by pgBackRest. false: Backup V1, refused until it is built.", set: boolean(func(c *Config) *bool { return &c.Backup.PgBackRest })},
 
+	{Name: "schedule.catch_up", Kind: kindTime, Default: "1h", Doc: "How long after its time a tick that was missed is still carried out, 1m to 720h. A plan can have its own.", set: catchUp(func(c *Config) *time.Duration { return &c.Schedule.CatchUp })},
+	{Name: "schedule.overlap", Kind: "skip or queue", Default: "skip", Doc: "What a tick does that finds another run active: it is skipped, or waits until the plan's next tick. A plan can have its own.", set: oneOf(func(c *Config) *string { return &c.Schedule.Overlap }, "skip", "queue")},
+	{Name: "schedules", Kind: "a list of plans", Doc: "What is done when: entries with `name`, `cron`, and if need be `timezone` (UTC), `job` (`backup` or `verify`), `type` (`full` or `incremental`), `catch_up`, `overlap`; see [scheduling](scheduling.md). In the file only.", set: plans},
+	{Name: "alation.backup.scheduled_minute", Kind: kindInt, Doc: "Minute of the documented schedule, the plan `alation`. Default: 0, where hour or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Minute }, 59)},
+	{Name: "alation.backup.scheduled_hour", Kind: kindInt, Doc: "Its hour, 0 to 23, in UTC. Default: 0, where minute or day is set.", set: scheduled(func(c *Config) *int { return &c.Scheduled.Hour }, 23)},
+	{Name: "alation.backup.scheduled_day", Kind: "days of mon, tue, wed, thu, fri, sat, sun with commas, without spaces", Doc: "Its days. Default: every day, where minute or hour is set.", set: days},
+
 	{Name: "queue.retry_errors", Kind: kindInt, Default: "3", Doc: "How often a stage is tried again after an error that may pass.", set: integer(func(c *Config) *int { return &c.Queue.RetryErrors }, 0, 1000)},
 	{Name: "queue.retry_crashes", Kind: kindInt, Default: "5", Doc: "How often a stage is tried again after the worker died in it.", set: integer(func(c *Config) *int { return &c.Queue.RetryCrashes }, 0, 1000)},
 	{Name: "queue.retry_interruptions", Kind: kindInt, Default: "50", Doc: "How often a stage is tried again after a worker was stopped in good order.", set: integer(func(c *Config) *int { return &c.Queue.RetryInterruptions }, 0, 100000)},
@@ -270,6 +311,19 @@ var Keys = []Key{
 	{Name: "queue.node_lost_after", Kind: kindTime, Default: "1h", Doc: "How long a run waits for a worker of its node before it fails and frees the lock.", set: duration(func(c *Config) *time.Duration { return &c.Queue.NodeLostAfter })},
 	{Name: "queue.redis_grace", Kind: kindTime, Default: "10m", Doc: "How long a stage works on, or waits to report its end, while Redis is away.", set: duration(func(c *Config) *time.Duration { return &c.Queue.RedisGrace })},
 	{Name: "queue.keep_runs", Kind: kindTime, Default: "2160h", Doc: "How long the records of ended runs are kept.", set: duration(func(c *Config) *time.Duration { return &c.Queue.KeepRuns })},
+
+	{Name: "dashboard.listen", Kind: kindAddresses, Default: "127.0.0.1:8980", Doc: "Where the dashboard listens. Without TLS, stay on loopback or put a reverse proxy in front.", set: addresses(func(c *Config) *[]string { return &c.Dashboard.Listen })},
+	{Name: "dashboard.hosts", Kind: kindList, Doc: "Names, without port, under which browsers may reach it, e.g. the reverse proxy's. Default: on loopback `localhost` and loopback addresses only, elsewhere any.", set: list(func(c *Config) *[]string { return &c.Dashboard.Hosts }, hostName)},
+	{Name: "dashboard.auth", Kind: "on or off", Default: "on", Doc: "`off`: no log-in; only where every address of `dashboard.listen` is on loopback.", set: oneOf(func(c *Config) *string { return &c.Dashboard.Auth }, "on", "off")},
+	{Name: "dashboard.username", Kind: kindString, Default: "admin", Doc: "Who logs in with `dashboard.password` (HTTP basic authentication).", set: str(func(c *Config) *string { return &c.Dashboard.Username })},
+	{Name: "dashboard.password", Kind: kindString, Secret: true, Doc: "The password of the dashboard.", set: str(func(c *Config) *string { return &c.Dashboard.Password })},
+	{Name: "dashboard.token", Kind: kindString, Secret: true, Doc: "A bearer token for programs, beside or in place of the password.", set: str(func(c *Config) *string { return &c.Dashboard.Token })},
+	{Name: "dashboard.tls.cert_file", Kind: kindPath, Doc: "The dashboard's certificate with its chain, PEM: it then speaks HTTPS. Read again when it changes.", set: path(func(c *Config) *string { return &c.Dashboard.CertFile })},
+	{Name: "dashboard.tls.key_file", Kind: kindPath, Doc: "Its key, PEM.", set: path(func(c *Config) *string { return &c.Dashboard.KeyFile })},
+	{Name: "dashboard.allow_actions", Kind: kindBool, Default: "false", Doc: "Let the dashboard start backups and cancel runs.", set: boolean(func(c *Config) *bool { return &c.Dashboard.AllowActions })},
+	{Name: "dashboard.max_age", Kind: kindTime, Default: "26h", Doc: "The dashboard warns when the newest good set of an instance is older.", set: duration(func(c *Config) *time.Duration { return &c.Dashboard.MaxAge })},
+	{Name: "worker.listen", Kind: kindListen, Doc: "Where the worker answers `/healthz`, `/readyz` and `/metrics`, without a log-in: see [monitoring](monitoring.md). Left out or empty: nowhere.", set: listen(func(c *Config) *string { return &c.Listen.Worker })},
+	{Name: "schedule.listen", Kind: kindListen, Doc: "The same of the scheduler.", set: listen(func(c *Config) *string { return &c.Listen.Schedule })},
 
 	{Name: "log.level", Kind: "debug, info, warn or error", Default: "info", Doc: "What the worker logs.", set: oneOf(func(c *Config) *string { return &c.Log.Level }, "debug", "info", "warn", "error")},
 	{Name: "log.format", Kind: "text or json", Default: "text", Doc: "How.", set: oneOf(func(c *Config) *string { return &c.Log.Format }, "text", "json")},

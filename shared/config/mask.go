@@ -11,7 +11,7 @@ var dsnPassword = regexp.MustCompile(`(?i)\bpassword\s*=\s*('(?:[^'\\]|\\.)*'|\S
 
 // secrets are all values that must not be shown.
 func (c *Config) secrets() []string {
-	s := []string{c.Redis.Password, c.Postgres.Password, c.EventBus.SASL.Password}
+	s := []string{c.Redis.Password, c.Postgres.Password, c.EventBus.SASL.Password, c.Dashboard.Password, c.Dashboard.Token}
 	for _, m := range dsnPassword.FindAllStringSubmatch(c.Postgres.DSN, -1) {
 		s = append(s, m[1], strings.Trim(m[1], "'"))
 	}

@@ -64,6 +64,8 @@ alation.backup.data_dump_dir: /data2/backup
 alation.backup.data_temp_dir: /data2/tmp
 alation.backup.chef_timeout: 21600       # seconds, for the whole run
 alation.feature_flags.enable_pgbackrest: true
+schedules:                               # what "producer schedule run" does, and when
+  - {name: nightly, cron: "30 2 * * *", timezone: Europe/Berlin}
 `
 
 func TestPageIsWhatTheCodeSays(t *testing.T) {

@@ -19,6 +19,8 @@ type value struct {
 	list []string // set where a list was given
 	file string
 	line int
+
+	plans []planEntry // of schedules
 }
 
 func (v value) scalar() error {
@@ -34,6 +36,8 @@ type source struct {
 	values map[string]value
 	// forWorker is what keeps a worker from running, but no producer.
 	forWorker error
+	// forDashboard is what keeps the dashboard from running, but nothing else.
+	forDashboard error
 }
 
 func (s *source) err(key, problem, remedy string) error {
@@ -98,6 +102,9 @@ func readYAML(file string, text []byte) (*source, error) {
 func (s *source) flatten(prefix string, n *yaml.Node) error {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
+	}
+	if prefix == plansKey {
+		return s.readPlans(n)
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -174,11 +181,17 @@ func (s *source) put(key string, line int, v value) error {
 	return nil
 }
 
-// unreadable keeps the error of a secret that only a worker needs for ForWorker: a
-// user of the producer need not be able to read it.
+// unreadable keeps the error of a secret that only a worker or the dashboard needs
+// for ForWorker or ForDashboard: a user of the producer need not be able to read it.
 func (s *source) unreadable(k Key, err *Error) error {
 	if strings.HasPrefix(k.Name, "redis.") {
 		return err
+	}
+	if strings.HasPrefix(k.Name, "dashboard.") {
+		if s.forDashboard == nil {
+			s.forDashboard = err
+		}
+		return nil
 	}
 	if s.forWorker == nil {
 		s.forWorker = err

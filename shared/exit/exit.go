@@ -86,9 +86,7 @@ func Main(root *cobra.Command) {
 		return Withf(Usage, "%w; see %s --help", err, cmd.CommandPath())
 	})
 	root.Version = Version
-	if root.RunE == nil {
-		root.Args, root.RunE = cobra.ArbitraryArgs, noVerb
-	}
+	wantVerb(root)
 	cmd, err := root.ExecuteC()
 	if err != nil {
 		var e *Error
@@ -97,6 +95,16 @@ func Main(root *cobra.Command) {
 		}
 	}
 	os.Exit(Code(err))
+}
+
+// wantVerb makes a command that only groups verbs refuse to do nothing.
+func wantVerb(cmd *cobra.Command) {
+	if cmd.Run == nil && cmd.RunE == nil {
+		cmd.Args, cmd.RunE = cobra.ArbitraryArgs, noVerb
+	}
+	for _, c := range cmd.Commands() {
+		wantVerb(c)
+	}
 }
 
 // noVerb runs when the command line names no verb that there is. cobra by itself

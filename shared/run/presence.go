@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"catalog-backup/shared/set"
@@ -37,6 +38,7 @@ func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
 		return err
 	}
 	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.SAdd(ctx, instancesKey, instance)
 		p.SAdd(ctx, workersKey(instance), w.ID)
 		p.Set(ctx, workerKey(instance, w.ID), b, presenceTTL)
 		p.HSet(ctx, nodesKey(instance), w.Node, stamp(s.now()))
@@ -56,6 +58,15 @@ func (s *Store) SignOut(ctx context.Context, instance, id string) error {
 		return nil
 	})
 	return err
+}
+
+// SignedIn tells whether the worker counts as live.
+func (s *Store) SignedIn(ctx context.Context, instance, id string) (bool, error) {
+	n, err := s.rdb.Exists(ctx, workerKey(instance, id)).Result()
+	if err != nil {
+		return false, fmt.Errorf("look for the worker's own sign: %w", err)
+	}
+	return n > 0, nil
 }
 
 // Workers lists the live workers of the instance.
@@ -80,6 +91,17 @@ func (s *Store) Workers(ctx context.Context, instance string) ([]Worker, error) 
 		}
 	}
 	return live, nil
+}
+
+// Instances lists the names of all instances that ever had a worker or a run in
+// this Redis, in order.
+func (s *Store) Instances(ctx context.Context) ([]string, error) {
+	names, err := s.rdb.SMembers(ctx, instancesKey).Result()
+	if err != nil {
+		return nil, fmt.Errorf("list the instances: %w", err)
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // NodeSeen is when a worker of the node last gave a sign; zero if never.

@@ -60,6 +60,7 @@ type Record struct {
 	ID        string
 	Instance  string
 	Requested string // full or incremental, as asked for
+	Tick      string // the tick of a schedule that opened the run; "": somebody did
 	Type      string // the effective type
 	Set       string // set id, once reserved
 	State     State
@@ -130,7 +131,7 @@ func parse(id string, h map[string]string) (Record, error) {
 	if len(h) == 0 || h["state"] == "" {
 		return Record{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
-	r := Record{ID: id, Instance: h["instance"], Requested: h["requested"], Type: h["type"], Set: h["set"],
+	r := Record{ID: id, Instance: h["instance"], Requested: h["requested"], Tick: h["tick"], Type: h["type"], Set: h["set"],
 		State: State(h["state"]), Stage: h["stage"], Ending: State(h["ending"]), Cancel: h["cancel"] == "1",
 		Committed: h["committed"] == "1", Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
 		Results: map[string]string{}, Warnings: texts(h["warnings"]), Notes: texts(h["notes"]), Archives: texts(h["archives"])}

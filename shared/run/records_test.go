@@ -192,3 +192,48 @@ func TestRecentAndCurrentWithRecordsThatExpired(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, first.ID, r.ID)
 }
+
+func TestOneTickOpensOneRun(t *testing.T) {
+	b := newBench(t)
+	q := b.request()
+	q.Tick = "install:nightly:1795824000"
+	r, err := b.Start(ctx, q)
+	require.NoError(t, err)
+	require.Equal(t, q.Tick, r.Tick)
+	same := b.request()
+	same.Tick = q.Tick
+	for _, state := range []State{Queued, Succeeded} {
+		again, err := b.Start(ctx, same)
+		require.NoError(t, err)
+		require.Equal(t, r.ID, again.ID)
+		require.Equal(t, state, again.State)
+		if state == Queued {
+			b.advance(b.claim(r), "")
+		}
+	}
+	other := b.request()
+	other.Tick = "install:nightly:1795910400"
+	next, err := b.Start(ctx, other)
+	require.NoError(t, err)
+	require.Equal(t, other.ID, next.ID)
+	var busy *BusyError
+	late := b.request()
+	late.Tick = "install:nightly:1795996800"
+	_, err = b.Start(ctx, late)
+	require.ErrorAs(t, err, &busy)
+	b.advance(b.claim(next), "")
+	opened, err := b.Start(ctx, late)
+	require.NoError(t, err, "a tick that was refused may ask again")
+	require.Equal(t, late.ID, opened.ID)
+}
+
+func TestInstances(t *testing.T) {
+	b := newBench(t)
+	b.begin()
+	require.NoError(t, b.SignIn(ctx, b.instance+"-two", Worker{ID: "w1", Node: "host1"}))
+	all, err := b.Instances(ctx)
+	require.NoError(t, err)
+	require.Contains(t, all, b.instance)
+	require.Contains(t, all, b.instance+"-two")
+	require.IsIncreasing(t, all)
+}

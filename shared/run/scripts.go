@@ -4,17 +4,19 @@ import "github.com/redis/go-redis/v9"
 
 // Every change of a run record is one of these scripts, so that it is atomic and
 // depends on what the record says at that moment. KEYS[1] is always the run's
-// hash, ARGV[1] always the time now. Each returns an array of strings, the first
+// hash, ARGV[1] always the time now. Those that end attempts or runs have the
+// totals of the instance (totals.go) as KEYS[4]. Each returns an array of strings, the first
 // of which says what happened.
 
 // prelude is put before every script.
-const prelude = `
+var prelude = `
 local run = KEYS[1]
 local now = ARGV[1]
 local function get(f) return redis.call('HGET', run, f) or '' end
 local function num(f) return tonumber(get(f)) or 0 end
 local function set(...) redis.call('HSET', run, 'updated', now, ...) end
 local function over() local s = get('state'); return s ~= 'queued' and s ~= 'running' end
+` + counting + `
 local function close_attempt(outcome, err)
   local f = 'attempt:' .. get('fence')
   local a = redis.call('HGET', run, f)
@@ -24,6 +26,7 @@ local function close_attempt(outcome, err)
   a.ended = now; a.outcome = outcome
   if err ~= '' then a.error = err else a.error = cjson.null end
   redis.call('HSET', run, f, cjson.encode(a))
+  count_attempt(a)
 end
 -- fresh_task makes a new task of stage s the only one that counts.
 local function fresh_task(s)
@@ -42,6 +45,7 @@ local function finish(state, lock, open, keep)
   if redis.call('GET', lock) == id then redis.call('DEL', lock) end
   redis.call('SREM', open, id)
   redis.call('EXPIRE', run, keep)
+  count_run(state)
 end
 -- to_cleanup makes an open run end as ending. The fence grows, so that an attempt that still runs may touch nothing more.
 local function to_cleanup(ending, err)
@@ -51,10 +55,14 @@ local function to_cleanup(ending, err)
 end
 `
 
-// start: KEYS run, lock, open, runs, epoch; ARGV now, id, instance, requested, type,
-// first stage, new epoch, time in ms as the run's score, keep (s). Takes the lock and writes the record.
-// → ok, epoch | busy, id of the run that holds the lock | exists
+// start: KEYS run, lock, open, runs, epoch, instances, tick; ARGV now, id, instance, requested, type,
+// first stage, new epoch, time in ms as the run's score, keep (s), tick (” = none). Takes the lock and writes the record.
+// → ok, epoch | again, id of the run that this tick opened before | busy, id of the run that holds the lock | exists
 var startScript = redis.NewScript(prelude + `
+if ARGV[10] ~= '' then
+  local opened = redis.call('GET', KEYS[7])
+  if opened then return {'again', opened} end
+end
 redis.call('SET', KEYS[5], ARGV[7], 'NX')
 local holder = redis.call('GET', KEYS[2])
 if holder then return {'busy', holder} end
@@ -63,7 +71,10 @@ local epoch = redis.call('GET', KEYS[5])
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('HSET', run, 'id', ARGV[2], 'instance', ARGV[3], 'requested', ARGV[4], 'type', ARGV[5], 'stage', ARGV[6],
   'state', 'queued', 'generation', 1, 'claimed', 0, 'fence', 0, 'attempt', 0, 'errors', 0, 'crashes', 0,
-  'interruptions', 0, 'cleanups', 0, 'ending', '', 'node', '', 'error', '', 'epoch', epoch, 'created', now, 'updated', now)
+  'interruptions', 0, 'cleanups', 0, 'ending', '', 'node', '', 'error', '', 'epoch', epoch, 'created', now, 'updated', now,
+  'tick', ARGV[10])
+if ARGV[10] ~= '' then redis.call('SET', KEYS[7], ARGV[2], 'EX', ARGV[9]) end
+redis.call('SADD', KEYS[6], ARGV[3])
 redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', tonumber(ARGV[8]) - tonumber(ARGV[9]) * 1000)
 redis.call('ZADD', KEYS[4], ARGV[8], ARGV[2])
@@ -116,7 +127,7 @@ if over() or get('fence') ~= ARGV[2] then return {'fenced'} end
 for i = 3, #ARGV, 2 do redis.call('HSET', run, ARGV[i], ARGV[i + 1]) end
 return {'ok'}`)
 
-// advance: KEYS run, lock, open; ARGV now, stage, fence, next stage (” = the run is done), result, keep (s).
+// advance: KEYS run, lock, open, totals; ARGV now, stage, fence, next stage (” = the run is done), result, keep (s).
 // → ok, generation | done | cancel | fenced
 var advanceScript = redis.NewScript(prelude + `
 if over() or get('stage') ~= ARGV[2] or get('fence') ~= ARGV[3] or get('ending') ~= '' then return {'fenced'} end
@@ -128,7 +139,7 @@ reset_counters()
 fresh_task(ARGV[4])
 return {'ok', get('generation')}`)
 
-// again: KEYS run, lock, open; ARGV now, stage, generation, kind (error | interrupted | crashed), error text,
+// again: KEYS run, lock, open, totals; ARGV now, stage, generation, kind (error | interrupted | crashed), error text,
 // budget, not before (” = at once), permanent ('1'). The attempt of this generation is over; try again, or give up.
 // → again, generation | cleanup, generation | cancel | stale
 var againScript = redis.NewScript(prelude + `
@@ -143,11 +154,12 @@ if get('ending') == '' and (ARGV[8] == '1' or n > tonumber(ARGV[6])) then
 end
 if ARGV[5] ~= '' and get('ending') == '' then set('error', ARGV[5]) end
 redis.call('HDEL', run, 'committed') -- the next attempt asks for leave again
+count_retry(ARGV[2], ARGV[4])
 fresh_task(ARGV[2])
 if ARGV[7] ~= '' then set('not_before', ARGV[7]) end
 return {'again', get('generation')}`)
 
-// stop: KEYS run, lock, open; ARGV now, generation (” = any), ending (failed | cancelled), error text, keep (s),
+// stop: KEYS run, lock, open, totals; ARGV now, generation (” = any), ending (failed | cancelled), error text, keep (s),
 // force ('1' = close without a cleanup: the node is lost). Ends an open run.
 // → cleanup, generation | closed | stale
 var stopScript = redis.NewScript(prelude + `
@@ -164,7 +176,7 @@ end
 to_cleanup(ARGV[3], ARGV[4])
 return {'cleanup', get('generation')}`)
 
-// cleaned: KEYS run, lock, open; ARGV now, fence, keep (s), stands ('1' = the set was complete
+// cleaned: KEYS run, lock, open, totals; ARGV now, fence, keep (s), stands ('1' = the set was complete
 // after all). The cleanup is over: the run ends.
 // → closed | fenced
 var cleanedScript = redis.NewScript(prelude + `
@@ -176,7 +188,7 @@ if ARGV[4] == '1' then ending = 'succeeded'; set('error', '') end
 finish(ending, KEYS[2], KEYS[3], ARGV[3])
 return {'closed'}`)
 
-// cancel: KEYS run, lock, open; ARGV now, keep (s). Somebody wants the run to stop.
+// cancel: KEYS run, lock, open, totals; ARGV now, keep (s). Somebody wants the run to stop.
 // → closed (nobody had begun it) | asked | late (committed) | over, state
 var cancelScript = redis.NewScript(prelude + `
 if over() then return {'over', get('state')} end

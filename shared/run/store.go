@@ -24,12 +24,18 @@ func NewStore(rdb redis.UniversalClient, now func() time.Time, keep time.Duratio
 
 const keyPrefix = "catalog-backup:"
 
-const epochKey = keyPrefix + "epoch"
+const (
+	epochKey     = keyPrefix + "epoch"
+	instancesKey = keyPrefix + "instances"
+)
 
 func runKey(id string) string        { return keyPrefix + "run:" + id }
 func lockKey(instance string) string { return keyPrefix + instance + ":lock" }
 func openKey(instance string) string { return keyPrefix + instance + ":open" }
 func runsKey(instance string) string { return keyPrefix + instance + ":runs" }
+func tickKey(instance, tick string) string {
+	return keyPrefix + instance + ":tick:" + tick
+}
 
 // ErrFenced means that the run went on without this attempt: it may touch
 // nothing more.
@@ -73,20 +79,27 @@ func (s *Store) Epoch(ctx context.Context, fresh string) (string, error) {
 type Request struct {
 	ID, Instance, Requested, Type, FirstStage string
 	Epoch                                     string // used only when Redis has none
+	// Tick names the tick of a schedule that asks, "" is none. One tick opens one
+	// run, however often it asks within the time that records are kept.
+	Tick string
 }
 
 // Start takes the instance's lock and writes the record in one step. The error
-// is *BusyError when another run is open.
+// is *BusyError when another run is open. A record with another id than q's is
+// the one that q's tick opened before.
 func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
-	keys := []string{runKey(q.ID), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance), epochKey}
+	keys := []string{runKey(q.ID), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance), epochKey,
+		instancesKey, tickKey(q.Instance, q.Tick)}
 	for range 3 {
-		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli(), s.keepSeconds())
+		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli(), s.keepSeconds(), q.Tick)
 		if err != nil {
 			return Record{}, fmt.Errorf("start a run: %w", err)
 		}
 		switch out[0] {
 		case "ok":
 			return s.Get(ctx, q.ID)
+		case "again":
+			return s.Get(ctx, out[1])
 		case "exists":
 			return Record{}, fmt.Errorf("start a run: the run id %s is taken", q.ID)
 		}
@@ -255,7 +268,7 @@ func (s *Store) Advance(ctx context.Context, r Record, stage string, fence int64
 }
 
 func (s *Store) keys(r Record) []string {
-	return []string{runKey(r.ID), lockKey(r.Instance), openKey(r.Instance)}
+	return []string{runKey(r.ID), lockKey(r.Instance), openKey(r.Instance), totalsKey(r.Instance)}
 }
 
 // Next says what to do after Again, Stop or Anew.

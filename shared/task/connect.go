@@ -12,15 +12,43 @@ import (
 
 	"catalog-backup/shared/config"
 
+	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
 
 // Connect makes a client for the configured Redis. Nothing is sent before it is used.
 func Connect(c *config.Config) (*redis.Client, error) {
+	o, err := options(c)
+	if err != nil {
+		return nil, err
+	}
+	return redis.NewClient(o), nil
+}
+
+// Connector makes clients as Connect does, for libraries of asynq that want to make
+// their own.
+func Connector(c *config.Config) (asynq.RedisConnOpt, error) {
+	o, err := options(c)
+	if err != nil {
+		return nil, err
+	}
+	o.ContextTimeoutEnabled = true
+	return connector{o}, nil
+}
+
+type connector struct{ options *redis.Options }
+
+// MakeRedisClient is asynq.RedisConnOpt. asynq and asynqmon want a redis.UniversalClient.
+func (c connector) MakeRedisClient() any {
+	o := *c.options
+	return redis.NewClient(&o)
+}
+
+func options(c *config.Config) (*redis.Options, error) {
 	o := &redis.Options{Network: "unix", Addr: c.RedisSocket(), DialTimeout: 3 * time.Second, ReadTimeout: 5 * time.Second,
 		WriteTimeout: 5 * time.Second, MaxRetries: 1, PoolSize: 24}
 	if c.Redis.Embedded {
-		return redis.NewClient(o), nil
+		return o, nil
 	}
 	r := c.Redis
 	o.Username, o.Password, o.DB = r.Username, r.Password, r.DB
@@ -36,7 +64,7 @@ func Connect(c *config.Config) (*redis.Client, error) {
 		}
 		o.TLSConfig = t
 	}
-	return redis.NewClient(o), nil
+	return o, nil
 }
 
 func clientTLS(c *config.Config, t config.TLS, addr string) (*tls.Config, error) {

@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"catalog-backup/shared/lab"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -92,4 +94,48 @@ func TestConnectWithTLS(t *testing.T) {
 	require.NoError(t, os.WriteFile(junk, []byte("x"), 0o600))
 	_, err = Connect(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: "+junk+"}}\n"))
 	require.ErrorContains(t, err, "it holds no certificate")
+}
+
+// A library that makes its own client reaches the same Redis in the same way.
+func TestConnector(t *testing.T) {
+	server := lab.RedisWith(t, lab.RedisOptions{TCP: true, Conf: []string{"requirepass geheim"}})
+	for _, address := range []string{"unix:" + server.Addr, server.TCPAddr} {
+		opt, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, db: 5}\n"))
+		require.NoError(t, err)
+		first, second := opt.MakeRedisClient().(redis.UniversalClient), opt.MakeRedisClient().(redis.UniversalClient)
+		require.NoError(t, first.Set(ctx, "k", address, 0).Err())
+		require.NoError(t, first.Close())
+		require.Equal(t, address, second.Get(ctx, "k").Val(), "each client is its own")
+		require.NoError(t, second.Close())
+		in := asynq.NewInspector(opt)
+		_, err = in.Queues()
+		require.NoError(t, err)
+		require.NoError(t, in.Close())
+	}
+	_, err := Connector(load(t, "redis: {address: 'r.example:1', tls: {enabled: true, ca_file: /nonexistent}}\n"))
+	require.ErrorContains(t, err, "redis.tls.ca_file")
+}
+
+// A Redis that speaks TLS only, as a managed one does.
+func TestConnectorOverTLS(t *testing.T) {
+	dir := t.TempDir()
+	certs, err := lab.NewCertificates(dir, time.Now())
+	require.NoError(t, err)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := free.Addr().String()
+	require.NoError(t, free.Close())
+	_, port, _ := net.SplitHostPort(address)
+	lab.Redis(t, "requirepass geheim", "tls-port "+port, "tls-cert-file "+certs.ServerFile, "tls-key-file "+certs.ServerKeyFile, "tls-ca-cert-file "+certs.CAFile, "tls-auth-clients yes")
+	opt, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, tls: {enabled: true, ca_file: "+certs.CAFile+", cert_file: "+certs.ClientFile+", key_file: "+certs.ClientKeyFile+"}}\n"))
+	require.NoError(t, err)
+	in := asynq.NewInspector(opt)
+	defer func() { _ = in.Close() }()
+	_, err = in.Queues()
+	require.NoError(t, err)
+	plain, err := Connector(load(t, "redis: {address: '"+address+"', password: geheim, tls: {enabled: true}}\n"))
+	require.NoError(t, err)
+	stranger := plain.MakeRedisClient().(redis.UniversalClient)
+	defer func() { _ = stranger.Close() }()
+	require.ErrorContains(t, stranger.Ping(ctx).Err(), "certificate")
 }

@@ -177,8 +177,8 @@ func TestDocsCommands(t *testing.T) {
 			}
 		}
 	}
-	for _, verb := range []string{"producer backup-all", "producer status", "producer watch", "producer list", "producer show SET", "producer cancel",
-		"worker run", "worker verify", "worker restore", "worker list"} {
+	for _, verb := range []string{"producer backup-all", "producer status", "producer watch", "producer list", "producer show SET", "producer cancel", "producer schedule run", "producer schedule list", "producer schedule explain",
+		"producer health", "producer dashboard", "worker health", "worker run", "worker verify", "worker restore", "worker list"} {
 		found := false
 		for c := range checked {
 			found = found || strings.HasPrefix(c, verb)
@@ -260,7 +260,7 @@ func TestDocsConfiguration(t *testing.T) {
 		}
 		for _, s := range p.spans() {
 			s, _, _ = strings.Cut(s, ":")
-			if regexp.MustCompile(`^(redis|postgres|eventbus|files|archive|alation|queue|log)\.[a-z_.]+$`).MatchString(s) {
+			if regexp.MustCompile(`^(redis|postgres|eventbus|files|archive|alation|queue|log|worker|schedule|dashboard)\.[a-z_.]+$`).MatchString(s) {
 				require.True(t, isKey(s), "%s: %s is no key", p.path, s)
 			}
 		}
@@ -269,7 +269,7 @@ func TestDocsConfiguration(t *testing.T) {
 }
 
 func isKey(name string) bool {
-	if name == "alation.backup.restore_file" { // the catalog's own, in the table for those who come from it
+	if name == "alation.backup.restore_file" || name == "alation.backup.eb_restore_file" { // the catalog's own, in the tables for those who come from it
 		return true
 	}
 	for _, k := range config.Keys {

@@ -45,8 +45,17 @@ type Params struct {
 	Publish func(ctx context.Context)
 	// Ended is called after a run of this node has ended, to sweep what is left.
 	Ended func(ctx context.Context)
+	// Others do the tasks of other types, beside the stages.
+	Others map[string]Handler
 	// Pulse is how often an attempt reports and looks for a cancel. Default 500 ms.
 	Pulse time.Duration
+}
+
+// Handler does the tasks of one type. Stop ends those under way, which are delivered
+// again, and waits for them.
+type Handler interface {
+	asynq.Handler
+	Stop()
 }
 
 // Engine handles the tasks of one worker.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/dump"
@@ -22,6 +23,7 @@ type Reconciler struct {
 	inspector *asynq.Inspector
 	worker    string
 	interval  time.Duration
+	beat      *health.Beat
 	done      chan struct{}
 	stopped   chan struct{}
 }
@@ -37,12 +39,13 @@ const (
 
 // NewReconciler makes the reconciler of a worker; it looks every interval.
 func NewReconciler(e *Engine, in *asynq.Inspector, worker string, interval time.Duration) *Reconciler {
-	return &Reconciler{e: e, inspector: in, worker: worker, interval: interval,
+	return &Reconciler{e: e, inspector: in, worker: worker, interval: interval, beat: health.NewBeat(e.p.Now),
 		done: make(chan struct{}), stopped: make(chan struct{})}
 }
 
 // Start begins in the background, with a first look at once.
 func (r *Reconciler) Start() {
+	r.beat.Turn()
 	go func() {
 		defer close(r.stopped)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -51,6 +54,7 @@ func (r *Reconciler) Start() {
 			if err := r.Look(ctx); err != nil && ctx.Err() == nil {
 				r.e.p.Log.WithError(err).Debug("the reconciler could not look")
 			}
+			r.beat.Turn()
 			if !r.e.sleep(ctx, r.interval) {
 				return
 			}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
@@ -28,6 +30,8 @@ type Worker struct {
 	engine    *Engine
 	server    *asynq.Server
 	reconcile *Reconciler
+	signing   *health.Beat
+	stopping  atomic.Bool
 	done      chan struct{}
 	wg        sync.WaitGroup
 	wake      chan struct{}
@@ -61,6 +65,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	p.Enqueuer = task.NewEnqueuer(client, p.Now)
 	w.p = p
 	w.engine = NewEngine(p)
+	w.signing = health.NewBeat(p.Now)
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
 	w.server = asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Concurrency:              4,
@@ -85,21 +90,34 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	w.keepHouse(ctx)
-	if err := w.server.Start(w.engine); err != nil {
+	if err := w.server.Start(asynq.HandlerFunc(w.handle)); err != nil {
 		return err
 	}
 	w.reconcile.Start()
+	w.signing.Turn()
 	w.wg.Add(2)
 	go w.signs()
 	go w.house()
 	return nil
 }
 
+// handle gives a task to the one who does its type.
+func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
+	if h, ok := w.p.Others[t.Type()]; ok {
+		return h.ProcessTask(ctx, t)
+	}
+	return w.engine.ProcessTask(ctx, t)
+}
+
 // Shutdown takes no new task, lets attempts hand their stages on, and ends.
 func (w *Worker) Shutdown() {
+	w.stopping.Store(true)
 	w.server.Stop()
 	w.reconcile.Shutdown()
 	w.engine.Stop()
+	for _, h := range w.p.Others {
+		h.Stop()
+	}
 	close(w.done)
 	w.wg.Wait()
 	w.server.Shutdown()
@@ -128,6 +146,7 @@ func (w *Worker) signs() {
 			return
 		case <-t.C:
 		}
+		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
 		_, err := w.p.Store.Epoch(ctx, freshEpoch())
 		if err == nil {
