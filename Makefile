@@ -13,7 +13,7 @@ GOTEST := go tool gotestsum --format standard-quiet
 RACE_LEFT_OUT ?= /worker/e2e$$
 RACE_TIMEOUT ?= 20m
 
-.PHONY: help build demo test race slowest bench lint fmt clean install
+.PHONY: help build demo test race slowest bench lint fmt clean install compose-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: ## all tests, on real servers (TEST_FLAGS='-run …', TEST_P=…)
 	@.ci/kafka >/dev/null
 	@mkdir -p .cache
 	$(GOTEST) --jsonfile .cache/test.json -- -count=1 -p $(TEST_P) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
+
+compose-test: ## docker-compose.yml on a real Docker engine: backup, restore, a worker killed (starts an engine where none answers)
+	@.ci/compose
 
 race: ## the tests under the race detector, without the longest
 	@.ci/install test
