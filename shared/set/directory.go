@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -21,35 +22,18 @@ var ErrUnknownVersion = errors.New("unknown manifest version")
 // maxManifest bounds what is read as a manifest: some ten million files.
 const maxManifest = 4 << 30
 
-// DecodeManifest reads and checks a manifest, from where says whence for errors.
+// DecodeManifest reads and checks a manifest, from where says whence for errors. All
+// of its list of files comes into memory; ScanManifest reads it without.
 func DecodeManifest(r io.Reader, from string) (*Manifest, error) {
-	m := &Manifest{}
-	return m, decode(r, from, m, m)
-}
-
-// decode fills into, which is m or embeds it, and checks m.
-func decode(r io.Reader, from string, m *Manifest, into any) error {
-	var head struct {
-		Format  string `json:"format"`
-		Version int    `json:"version"`
+	files := []File{}
+	m, err := ScanManifest(r, from, func(f *File) error {
+		files = append(files, *f)
+		return nil
+	})
+	if err == nil && m.Files != nil && m.Files.Entries != nil {
+		m.Files.Entries = files
 	}
-	text, err := io.ReadAll(io.LimitReader(r, maxManifest))
-	if err != nil {
-		return fmt.Errorf("read manifest %s: %w", from, err)
-	}
-	if err := json.Unmarshal(text, &head); err != nil {
-		return fmt.Errorf("read manifest %s: it is damaged or no manifest: %w", from, err)
-	}
-	if head.Format != FormatName {
-		return fmt.Errorf("read manifest %s: its format is %q, not %q: this is no manifest of a backup set", from, head.Format, FormatName)
-	}
-	if head.Version != FormatVersion {
-		return fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
-	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("read manifest %s: it is damaged: %w", from, err)
-	}
-	return m.check(from)
+	return m, err
 }
 
 // ReadHead reads the manifest at path without its list of files, which may be long.
@@ -59,27 +43,11 @@ func ReadHead(path string) (*Manifest, error) {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	defer f.Close()
-	m := &Manifest{}
-	light := struct {
-		*Manifest
-		Files *struct {
-			Paths   []string `json:"paths"`
-			Exclude []string `json:"exclude"`
-			Count   int64    `json:"count"`
-			Bytes   int64    `json:"bytes"`
-		} `json:"files"`
-	}{Manifest: m}
 	text, err := withoutEntries(f)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", path, err)
 	}
-	if err := decode(bytes.NewReader(text), path, m, &light); err != nil {
-		return nil, err
-	}
-	if l := light.Files; l != nil {
-		m.Files = &Files{Paths: l.Paths, Exclude: l.Exclude, Count: l.Count, Bytes: l.Bytes}
-	}
-	return m, nil
+	return ScanManifest(bytes.NewReader(text), path, nil)
 }
 
 // withoutEntries reads a manifest up to its list of files, which comes last, and
@@ -235,16 +203,21 @@ func AddProof(dir string, id ID, p Proof) error {
 	return WriteFile(filepath.Join(dir, id.ProofName()), append(b, '\n'))
 }
 
-// WriteFile writes a small file the safe way: temporary name, fsync, rename,
+// WriteFile writes a file the safe way: temporary name, fsync, rename,
 // fsync of the directory. Mode 0600 whatever the umask. It replaces path.
 func WriteFile(path string, content []byte) error {
+	return WriteFileFrom(path, bytes.NewReader(content))
+}
+
+// WriteFileFrom is WriteFile for content that is read until its end.
+func WriteFileFrom(path string, content io.Reader) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.new")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(content)
+	_, err = io.Copy(f, content)
 	if err == nil {
 		err = f.Chmod(0o600)
 	}
@@ -266,14 +239,18 @@ func WriteFile(path string, content []byte) error {
 	return nil
 }
 
-// SyncDir makes renames in dir durable.
+// SyncDir makes renames in dir durable. A file system that cannot sync directories
+// (it answers EINVAL) is taken as it is.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	defer d.Close()
-	return d.Sync()
+	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Summary is one line of a list of sets. Its JSON is the public one of `list`.

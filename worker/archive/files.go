@@ -329,7 +329,9 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 		count = func(int64) {} // it was counted when it was read first
 	}
 	c := newContent(f, h, a.allowUnreadable, count)
-	c.bare = a.strict // AddTree keeps no records
+	if c.drop = a.strict; !a.strict { // AddTree keeps no records
+		c.sum = newFileHash(h)
+	}
 	if err := a.w.Entry(ctx, h, c, a.class(n)); err != nil {
 		return a.readFault(n, err)
 	}
@@ -338,7 +340,10 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 		return fmt.Errorf("look at %s after reading: %w", show(n.path), err)
 	}
 	rec := a.file(n, kindFile, disturbance(&st, &after))
-	rec.Size, rec.SHA256, rec.SHA256Of = h.Size, c.sum.hex(), c.sum.of
+	rec.Size = h.Size
+	if c.sum != nil {
+		rec.SHA256, rec.SHA256Of = c.sum.hex(), c.sum.of
+	}
 	if c.fault != nil {
 		rec.Changed = unreadable
 		if err := a.cannotRead(n, c.fault); err != nil {

@@ -186,7 +186,11 @@ func each(t *testing.T, path string, use func(h *Header, r io.Reader)) {
 func verify(t *testing.T, path string, files *set.Files) []set.Damage {
 	t.Helper()
 	var found []set.Damage
-	v := NewVerifier(files, func(d set.Damage) { found = append(found, d) })
+	list := &List{}
+	for i := range files.Entries {
+		require.NoError(t, list.Add(&files.Entries[i]))
+	}
+	v := NewVerifier(list, func(d set.Damage) { found = append(found, d) })
 	each(t, path, func(h *Header, r io.Reader) { require.NoError(t, v.Entry(h, r)) })
 	require.NoError(t, v.Finish())
 	return found

@@ -71,16 +71,17 @@ func disturbance(before, after *unix.Stat_t) string {
 type content struct {
 	f     *os.File
 	list  []Extent
-	at    int64 // within the first extent of list
-	sum   *fileHash
-	bare  bool  // nobody asks for its hash: a third of the work for what is only packed
-	keep  bool  // a read error is kept in fault and zeros stand for the rest
-	fault error // of a read
+	at    int64     // within the first extent of list
+	sum   *fileHash // nil: nobody asks for it, and it would be a third of the work
+	drop  bool      // the file is staging, read for the last time: its pages leave the cache behind us
+	done  int64     // how far they have left it
+	keep  bool      // a read error is kept in fault and zeros stand for the rest
+	fault error     // of a read
 	count func(int64)
 }
 
 func newContent(f *os.File, h *Header, keep bool, count func(int64)) *content {
-	c := &content{f: f, list: h.Sparse, sum: newFileHash(h), keep: keep, count: count}
+	c := &content{f: f, list: h.Sparse, keep: keep, count: count}
 	if h.Sparse == nil {
 		c.list = []Extent{{0, h.Size}}
 	}
@@ -107,13 +108,22 @@ func (c *content) Read(p []byte) (int, error) {
 		}
 	}
 	clear(p[n:])
-	if !c.bare {
+	if c.sum != nil {
 		c.sum.Write(p)
 	}
 	c.at += int64(len(p))
+	if at := c.list[0].Offset + c.at; c.drop && at-c.done >= dropStretch {
+		_ = unix.Fadvise(int(c.f.Fd()), c.done, at-c.done, unix.FADV_DONTNEED) // a hint
+		c.done = at
+	}
 	c.count(int64(len(p)))
 	return len(p), nil
 }
+
+// dropStretch is after how many bytes the pages of a staging file leave the cache.
+// What is written meanwhile then takes their place instead of fresh memory, which on a
+// virtual machine the host has to find first, or instead of the server's pages.
+const dropStretch = 4 << 20
 
 // hugeHoles is from how many bytes of holes on the hash leaves them out: hashing a
 // terabyte of zeros takes a quarter of an hour.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
 
@@ -116,7 +117,7 @@ func (s *sink) close(sync bool) error {
 		return *f
 	}
 	if sync {
-		return syncDir(filepath.Dir(s.path))
+		return set.SyncDir(filepath.Dir(s.path))
 	}
 	return nil
 }
@@ -158,16 +159,4 @@ func writeFault(op, path string, err error) error {
 		return stage.Permanentf("%s archive %s: not allowed: make %s writable for the worker: %w", op, path, dir, err)
 	}
 	return fmt.Errorf("%s archive %s: %w", op, path, err)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
-	}
-	return nil
 }

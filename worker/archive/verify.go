@@ -13,35 +13,34 @@ import (
 
 // Verifier holds an archive's application files against the manifest. It is given
 // every entry under set.FilesPrefix (others it passes over), and reports at the end.
-// Memory: one word and one pointer a file besides the manifest.
+// Memory: some ten bytes a file besides the list.
 type Verifier struct {
-	files  *set.Files
+	list   *List
 	report func(set.Damage)
-	index  map[string]int32 // entry name → place in files.Entries
-	found  []string         // per file: the last entry's problems; see the consts below
+	index  *nameIndex
+	state  []finding      // per file: of the last entry of its name
+	words  map[int]string // of those that are wrong
 	stray  map[string]bool
 	buf    []byte
 }
 
+// finding is what a Verifier knows of a file.
+type finding uint8
+
 const (
-	notFound  = "\x00missing"
-	foundGood = ""
+	notFound finding = iota
+	foundGood
+	foundWrong
 )
 
+// mostWords bounds for how many wrong files it is kept what is wrong; of the others
+// it is only said that they are.
+const mostWords = 10000
+
 // NewVerifier makes a verifier of the manifest's files.
-func NewVerifier(f *set.Files, report func(set.Damage)) *Verifier {
-	v := &Verifier{files: f, report: report, index: make(map[string]int32, len(f.Entries)), found: make([]string, len(f.Entries)),
+func NewVerifier(l *List, report func(set.Damage)) *Verifier {
+	return &Verifier{list: l, report: report, index: newNameIndex(l), state: make([]finding, l.Len()), words: map[int]string{},
 		stray: map[string]bool{}, buf: make([]byte, 256<<10)}
-	for i := range f.Entries {
-		path, err := bytesOf(f.Entries[i].Path, f.Entries[i].PathBytes)
-		v.found[i] = notFound
-		if err != nil {
-			v.found[i] = "the manifest's path_bytes is no base64"
-			continue
-		}
-		v.index[nameOf(path)] = int32(i)
-	}
-	return v
 }
 
 // nameOf is the archive entry of a path in the manifest.
@@ -64,15 +63,15 @@ func (v *Verifier) Entry(h *Header, r io.Reader) error {
 	if h.Name != strings.TrimSuffix(set.FilesPrefix, "/") && !strings.HasPrefix(h.Name, set.FilesPrefix) {
 		return nil
 	}
-	i, ok := v.index[h.Name]
+	i, ok := v.index.find(h.Name)
 	if !ok {
 		v.stray[h.Name] = true
 		return nil
 	}
-	f := &v.files.Entries[i]
-	problems := compare(f, h)
+	f := v.list.file(i)
+	problems := compare(&f, h)
 	if h.Kind == Regular {
-		got, err := v.hash(f, h, r)
+		got, err := v.hash(&f, h, r)
 		if err != nil {
 			return err
 		}
@@ -80,8 +79,22 @@ func (v *Verifier) Entry(h *Header, r io.Reader) error {
 			problems = append(problems, fmt.Sprintf("the content is not what was stored: SHA-256 %s, not %s", got, f.SHA256))
 		}
 	}
-	v.found[i] = strings.Join(problems, "; ") // a later entry of the name takes the place of this one
+	v.note(i, problems)
 	return nil
+}
+
+// note keeps what was found of a file: a later entry of its name takes the place of
+// an earlier one.
+func (v *Verifier) note(i int, problems []string) {
+	delete(v.words, i)
+	v.state[i] = foundGood
+	if len(problems) == 0 {
+		return
+	}
+	v.state[i] = foundWrong
+	if len(v.words) < mostWords {
+		v.words[i] = strings.Join(problems, "; ")
+	}
 }
 
 // hash reads an entry's content and hashes it as the manifest does.
@@ -178,18 +191,26 @@ func compare(f *set.File, h *Header) []string {
 // Finish reports, in the manifest's order, every file that is missing or wrong, then
 // the entries that the manifest does not know.
 func (v *Verifier) Finish() error {
-	for i := range v.files.Entries {
-		f := &v.files.Entries[i]
-		problem := v.found[i]
-		switch {
-		case problem == notFound && !isStored(f):
-			continue
-		case problem == notFound:
-			problem = "it is missing from the archive"
-		case problem == foundGood && !isStored(f):
-			problem = "the manifest says that it is not stored, and it is"
+	for i := range v.state {
+		f := v.list.file(i)
+		problem := ""
+		switch v.state[i] {
+		case notFound:
+			if _, err := bytesOf(f.Path, f.PathBytes); err != nil {
+				problem = "the manifest's path_bytes is no base64"
+			} else if isStored(&f) {
+				problem = "it is missing from the archive"
+			}
+		case foundGood:
+			if !isStored(&f) {
+				problem = "the manifest says that it is not stored, and it is"
+			}
+		case foundWrong:
+			if problem = v.words[i]; problem == "" {
+				problem = "it is not as the manifest says"
+			}
 		}
-		if problem != foundGood {
+		if problem != "" {
 			v.report(set.Damage{Entry: nameOf(f.Path), Problem: problem})
 		}
 	}

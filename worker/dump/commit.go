@@ -52,7 +52,7 @@ func (d *Directory) rename(in Intent) error {
 	for i, f := range in.Commit.Files {
 		if i == last { // the archives' names are durable before the manifest's exists
 			if err := set.SyncDir(d.Dump); err != nil {
-				return fmt.Errorf("commit set %s: sync %s: %w", in.Set, d.Dump, err)
+				return fmt.Errorf("commit set %s: %w", in.Set, err)
 			}
 		}
 		from, to := filepath.Join(d.Dump, f.Part), filepath.Join(d.Dump, f.Final)
@@ -73,7 +73,7 @@ func (d *Directory) rename(in Intent) error {
 		}
 	}
 	if err := set.SyncDir(d.Dump); err != nil {
-		return fmt.Errorf("commit set %s: sync %s: %w", in.Set, d.Dump, err)
+		return fmt.Errorf("commit set %s: %w", in.Set, err)
 	}
 	return nil
 }

@@ -13,15 +13,6 @@ import (
 	"time"
 )
 
-// IOClass is a Linux I/O scheduling class (ioprio_set(2)).
-type IOClass int
-
-const (
-	IODefault    IOClass = 0 // leave as it is
-	IOBestEffort IOClass = 2
-	IOIdle       IOClass = 3
-)
-
 // Command says what to run and how.
 type Command struct {
 	Path string   // a path, or a name that is looked up in the worker's PATH
@@ -45,9 +36,6 @@ type Command struct {
 	// PIDFile is where the keeper notes its group while it runs, for Leftover and
 	// EndLeftover of a successor. Optional; an absolute path.
 	PIDFile string
-	Nice    int // added to the tool's niceness
-	IOClass IOClass
-	IOLevel int // within IOBestEffort, 0 (first) to 7 (last)
 }
 
 // Credential is the user that a tool runs as. Only root can choose one.
@@ -82,7 +70,7 @@ func LookupCredential(name string) (*Credential, error) {
 func (c Command) order() (order, error) {
 	o := order{
 		Args: c.Args, Env: c.Env, Dir: c.Dir, Credential: c.Credential, Gentle: max(c.Gentle, 0),
-		PIDFile: c.PIDFile, Nice: c.Nice, IOClass: c.IOClass, IOLevel: c.IOLevel,
+		PIDFile: c.PIDFile,
 	}
 	path, err := exec.LookPath(c.Path)
 	if err != nil {

@@ -95,22 +95,6 @@ func launch(o order) (int, error) {
 		return 0, fmt.Errorf("adopting orphans: %w", err)
 	}
 	syscall.Umask(0o077) // what tools leave is private unless they say otherwise
-	// Both hold for this thread, and so for what it forks.
-	if o.Nice != 0 {
-		now, err := unix.Getpriority(unix.PRIO_PROCESS, 0) // the raw call answers 20 - niceness
-		if err == nil {
-			err = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-now+o.Nice)
-		}
-		if err != nil {
-			return 0, fmt.Errorf("setting the niceness to %+d: %w", o.Nice, err)
-		}
-	}
-	if o.IOClass != IODefault {
-		const whoProcess, classShift = 1, 13 // linux/ioprio.h
-		if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, uintptr(int(o.IOClass)<<classShift|o.IOLevel)); errno != 0 {
-			return 0, fmt.Errorf("setting the I/O class %d: %w", o.IOClass, errno)
-		}
-	}
 	n := note{Gentle: o.Gentle, Pipes: o.Pipes}
 	if err := n.write(o.PIDFile, os.Getpid(), 0); err != nil { // before the tool exists, so that none is unknown
 		return 0, err

@@ -61,9 +61,6 @@ type order struct {
 	Credential *Credential
 	Gentle     time.Duration
 	PIDFile    string
-	Nice       int
-	IOClass    IOClass
-	IOLevel    int
 	Pipes      []uint64 // inodes of the pipes to the worker among the tool's stdout and stderr
 }
 

@@ -152,15 +152,3 @@ func TestCredential(t *testing.T) {
 	_, err = LookupCredential("no-such-user")
 	require.ErrorContains(t, err, "no-such-user")
 }
-
-func TestNice(t *testing.T) {
-	c := sh("nice; ionice")
-	c.Nice, c.IOClass = 7, IOIdle
-	out, err := Output(t.Context(), c)
-	require.NoError(t, err)
-	require.Equal(t, "7\nidle\n", string(out))
-	c.Nice, c.IOClass, c.IOLevel = 0, IOBestEffort, 6
-	out, err = Output(t.Context(), c)
-	require.NoError(t, err)
-	require.Equal(t, "0\nbest-effort: prio 6\n", string(out))
-}

@@ -90,7 +90,7 @@ func backupTool(o Options, w Work, f *Facts, passfile bool) *tool {
 	}
 	return &tool{
 		path: f.PgBackRest, runner: o.Runner, credential: credentialOf(f.OwnerUID, f.OwnerGID),
-		env: env, pidDir: w.Repo,
+		env: env,
 	}
 }
 

@@ -259,15 +259,7 @@ func writeFile(path string, content []byte, mode os.FileMode) error {
 	if err := os.Rename(tmp.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return set.SyncDir(dir)
 }
 
 // noSpace makes a full disk a permanent error with its remedy.

@@ -51,7 +51,7 @@ func throughSudo() {
 type keptRunner struct{}
 
 func (keptRunner) Run(ctx context.Context, c Command) error {
-	k := keeper.Command{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr, PIDFile: c.PIDFile}
+	k := keeper.Command{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir, Stdout: c.Stdout, Stderr: c.Stderr}
 	if c.Credential != nil {
 		k.Credential = &keeper.Credential{UID: c.Credential.UID, GID: c.Credential.GID, Groups: c.Credential.Groups}
 	}

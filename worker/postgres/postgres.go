@@ -40,7 +40,6 @@ type Command struct {
 	Credential *Credential // nil = the same user
 	Stdout     io.Writer
 	Stderr     io.Writer
-	PIDFile    string // absolute; where the process group is noted while it runs; "" = nowhere
 }
 
 // Credential is the account a child runs under.

@@ -261,7 +261,7 @@ func (r *restoration) bringWAL(ctx context.Context) error {
 			return fmt.Errorf("restore WAL segment %s: %w", name, noSpace(err))
 		}
 	}
-	return syncDir(dir)
+	return set.SyncDir(dir)
 }
 
 func expand(inflate *decompressor, from, to string, size int64) error {

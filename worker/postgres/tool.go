@@ -8,11 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"catalog-backup/worker/stage"
 )
@@ -39,8 +37,6 @@ type tool struct {
 	runner     Runner
 	credential *Credential
 	env        []string
-	pidDir     string // where PID files go; "" = none
-	runs       atomic.Int64
 }
 
 // findTool looks pgBackRest up.
@@ -109,15 +105,9 @@ func (e *toolError) Unwrap() error { return e.err }
 func (t *tool) run(ctx context.Context, extra func(line string), command string, args ...string) ([]byte, error) {
 	out := &lineWriter{each: extra, keep: extra == nil}
 	errs := &lineWriter{}
-	pidFile := ""
-	if t.pidDir != "" {
-		// Several run at once when WAL is pushed.
-		pidFile = filepath.Join(t.pidDir, fmt.Sprintf("pgbackrest-%d.pid", t.runs.Add(1)))
-		defer os.Remove(pidFile)
-	}
 	err := t.runner.Run(ctx, Command{
 		Path: t.path, Args: args, Env: t.env, Dir: "/", Credential: t.credential,
-		Stdout: out, Stderr: errs, PIDFile: pidFile,
+		Stdout: out, Stderr: errs,
 	})
 	out.flush()
 	errs.flush()

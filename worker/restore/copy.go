@@ -2,6 +2,7 @@ package restore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,7 +25,7 @@ const maxCopy = 1 << 30
 type prefixes struct{ main, bus bool }
 
 // readCopy reads through an archive to the copy of the manifest that it carries.
-func readCopy(ctx context.Context, path string) ([]byte, prefixes, error) {
+func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 	var seen prefixes
 	r, err := archive.Open(path)
 	if err != nil {
@@ -38,11 +39,11 @@ func readCopy(ctx context.Context, path string) ([]byte, prefixes, error) {
 		}
 		h, err := r.Next()
 		if err == nil && h.Name == set.ManifestCopy && h.Kind == archive.Regular {
-			var text []byte
+			var text *text
 			if h.Size > maxCopy {
 				err = fmt.Errorf("it has %d bytes, more than %d", h.Size, maxCopy)
 			} else {
-				text, err = io.ReadAll(g)
+				text, err = keepText(g)
 			}
 			if err == nil {
 				return text, seen, nil
@@ -86,51 +87,55 @@ func inWords(d *archive.DamageError) string {
 
 // differs compares the manifest with the copy in an archive: they must say the same
 // but for the archives' sizes and SHA-256, which a copy cannot hold. It gives "" or
-// what differs first. A copy is written by the same code from the same values, so
-// mostly the bytes settle it; JSON that somebody wrote anew is compared by value.
-func differs(manifest, archived []byte) string {
-	a, b := aroundArchives(manifest), aroundArchives(archived)
-	if a != nil && b != nil && bytes.Equal(a.before, b.before) && bytes.Equal(a.after, b.after) &&
-		(bytes.Equal(a.list, b.list) || difference("archives", bare(value(a.list)), bare(value(b.list))) == "") {
-		return ""
+// where they differ. The files, which may be many, are compared one by one: mostly
+// their bytes settle it, since both were written by the same code; JSON that somebody
+// wrote anew is compared by value.
+func differs(manifest, archived io.Reader) string {
+	x, y := set.NewStream(manifest), set.NewStream(archived)
+	first := ""
+	for i := 0; ; i++ {
+		a, aerr := x.Next()
+		b, berr := y.Next()
+		if aerr == io.EOF && berr == io.EOF {
+			break
+		}
+		if aerr == nil && berr == nil {
+			if first == "" && !bytes.Equal(a, b) {
+				first = difference(fmt.Sprintf(".files.entries[%d]", i), value(a), value(b))
+			}
+			continue
+		}
+		if berr != nil && berr != io.EOF {
+			return fmt.Sprintf("it is damaged or no manifest: %v", berr)
+		}
+		first = cmp.Or(first, ".files.entries")
+		if more := drained(x, aerr, y, berr); more != nil {
+			return fmt.Sprintf("it is damaged or no manifest: %v", more)
+		}
+		break
 	}
-	x, y := value(manifest), value(archived)
-	if y == nil {
-		return "it is no JSON"
-	}
-	for _, v := range []any{x, y} {
+	a, b := value(x.Head()), value(y.Head())
+	for _, v := range []any{a, b} {
 		if m, ok := v.(map[string]any); ok {
 			m["archives"] = bare(m["archives"])
 		}
 	}
-	if at := difference("", x, y); at != "" {
+	if at := cmp.Or(difference("", a, b), first); at != "" {
 		return fmt.Sprintf("it differs from the manifest at %s", at)
 	}
 	return ""
 }
 
-// around is a manifest's text cut at the list of its archives.
-type around struct{ before, list, after []byte }
-
-func aroundArchives(text []byte) *around {
-	d := json.NewDecoder(bytes.NewReader(text))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil
+// drained reads the longer of two lists to its end.
+func drained(x *set.Stream, xerr error, y *set.Stream, yerr error) error {
+	for xerr == nil {
+		_, xerr = x.Next()
 	}
-	for d.More() {
-		key, err := d.Token()
-		if err != nil {
-			return nil
-		}
-		from := d.InputOffset()
-		var skipped json.RawMessage
-		if err := d.Decode(&skipped); err != nil {
-			return nil
-		}
-		if key == "archives" {
-			to := d.InputOffset()
-			return &around{text[:from], text[to-int64(len(skipped)) : to], text[to:]}
-		}
+	for yerr == nil {
+		_, yerr = y.Next()
+	}
+	if yerr != io.EOF {
+		return yerr
 	}
 	return nil
 }

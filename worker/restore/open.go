@@ -1,7 +1,6 @@
 package restore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/archive"
 )
 
 // Set is a set that was found on disk.
@@ -22,7 +22,8 @@ type Set struct {
 	Notes    []string
 
 	copied bool              // Manifest comes from an archive's copy: it has no hashes
-	text   []byte            // the manifest as it was read
+	text   *text             // the manifest as it was read
+	files  *archive.List     // that it lists; Manifest itself has them not
 	paths  map[string]string // archives by kind; "" for one that is not beside a copied manifest
 	before []Damage          // what was found wrong on the way
 }
@@ -108,15 +109,20 @@ func exists(path string) bool {
 }
 
 func openManifest(path string) (*Set, error) {
-	text, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open set: %w", err)
 	}
-	m, err := decode(text, path)
+	defer f.Close()
+	text, err := keepText(f)
+	if err != nil {
+		return nil, fmt.Errorf("open set: %w", err)
+	}
+	m, files, err := decode(text, path)
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{Manifest: m, Dir: filepath.Dir(path), Source: path, text: text, paths: map[string]string{}}
+	s := &Set{Manifest: m, files: files, Dir: filepath.Dir(path), Source: path, text: text, paths: map[string]string{}}
 	if id, ok := set.IDOfName(filepath.Base(path)); ok && string(id) != m.Set {
 		s.before = append(s.before, Damage{Entry: filepath.Base(path), Problem: fmt.Sprintf("it is the manifest of set %s, not of the one that its name says", m.Set)})
 	}
@@ -128,14 +134,15 @@ func openManifest(path string) (*Set, error) {
 
 // decode reads a manifest's text. What is wrong with it, but for a version that is
 // unknown, is damage.
-func decode(text []byte, from string) (*set.Manifest, error) {
-	m, err := set.DecodeManifest(bytes.NewReader(text), from)
+func decode(t *text, from string) (*set.Manifest, *archive.List, error) {
+	files := &archive.List{}
+	m, err := set.ScanManifest(t.open(), from, files.Add)
 	if err == nil || errors.Is(err, set.ErrUnknownVersion) {
-		return m, err
+		return m, files, err
 	}
 	id, _ := set.IDOfName(filepath.Base(from))
 	problem := strings.TrimPrefix(err.Error(), "read manifest "+from+": ")
-	return nil, &DamagedError{Set: string(id), Doing: "open the manifest " + from, Damage: []Damage{{Entry: filepath.Base(from), Problem: problem}}, Total: 1,
+	return nil, nil, &DamagedError{Set: string(id), Doing: "open the manifest " + from, Damage: []Damage{{Entry: filepath.Base(from), Problem: problem}}, Total: 1,
 		Remedy: "every archive of a set carries a copy of the manifest: give an archive instead"}
 }
 
@@ -161,11 +168,11 @@ func openArchive(ctx context.Context, path string) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := decode(text, path+":"+set.ManifestCopy)
+	m, files, err := decode(text, path+":"+set.ManifestCopy)
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{Manifest: m, Dir: filepath.Clean(dir), Source: path, Notes: notes, copied: true, text: text, before: before, paths: map[string]string{}}
+	s := &Set{Manifest: m, files: files, Dir: filepath.Clean(dir), Source: path, Notes: notes, copied: true, text: text, before: before, paths: map[string]string{}}
 	s.place(path, seen)
 	s.note("the manifest %s is not beside the archive, its copy in the archive is used: the archives' sizes and SHA-256 could not be checked", s.ID().ManifestName())
 	for _, a := range m.Archives {

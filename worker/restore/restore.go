@@ -178,7 +178,7 @@ func (j *job) write(ctx context.Context) error {
 		}
 		j.done = append(j.done, PostgresPart)
 	}
-	if err := set.WriteFile(filepath.Join(j.o.Target, "set.json"), j.s.text); err != nil {
+	if err := set.WriteFileFrom(filepath.Join(j.o.Target, "set.json"), j.s.text.open()); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(j.staging()); err != nil {

@@ -122,7 +122,7 @@ func (x *scan) verifiers() {
 		x.pg = postgres.NewVerifier(m.Postgres, x.report)
 	}
 	if m.Files != nil {
-		x.files = archive.NewVerifier(m.Files, x.report)
+		x.files = archive.NewVerifier(x.set.files, x.report)
 	}
 }
 
@@ -190,16 +190,17 @@ func (x *scan) manifestCopy(h *archive.Header) error {
 		x.bad(h.Name, "it is in the archive twice")
 		return nil
 	}
-	most := 2*int64(len(x.set.text)) + 1<<20
+	most := 2*x.set.text.size + 1<<20
 	if h.Size > most {
-		x.bad(h.Name, "it has %d bytes, the manifest itself %d", h.Size, len(x.set.text))
+		x.bad(h.Name, "it has %d bytes, the manifest itself %d", h.Size, x.set.text.size)
 		return nil
 	}
-	text, err := io.ReadAll(x.body)
-	if err != nil {
-		return err
+	body := &watched{r: x.body}
+	problem := differs(x.set.text.open(), body)
+	if body.err != nil {
+		return body.err
 	}
-	if problem := differs(x.set.text, text); problem != "" {
+	if problem != "" {
 		x.bad(h.Name, "%s", problem)
 	}
 	return nil

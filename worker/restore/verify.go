@@ -71,7 +71,7 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 	}
 	r := &Report{Set: s.Manifest.Set, Damage: []Damage{}, Notes: append([]string{}, s.Notes...), whole: true, sums: map[string]archive.Sum{}}
 	r.add(s.before, len(s.before))
-	own := contradictions(s.Manifest, s.copied)
+	own := contradictions(s.Manifest, s.files, s.copied)
 	r.add(own, len(own))
 	scans := s.scans(ctx, o, r)
 	var total int64
@@ -140,7 +140,7 @@ func wanted(kinds []string, kind string) bool {
 }
 
 // contradictions are what in a manifest cannot be true, by itself.
-func contradictions(m *set.Manifest, copied bool) []Damage {
+func contradictions(m *set.Manifest, files *archive.List, copied bool) []Damage {
 	var out []Damage
 	bad := func(format string, args ...any) {
 		out = append(out, Damage{Entry: "manifest", Problem: fmt.Sprintf(format, args...)})
@@ -169,14 +169,8 @@ func contradictions(m *set.Manifest, copied bool) []Damage {
 	if m.Files == nil {
 		return out
 	}
-	var size int64
-	for i := range m.Files.Entries {
-		if m.Files.Entries[i].Kind == "file" {
-			size += m.Files.Entries[i].Size
-		}
-	}
-	if n := int64(len(m.Files.Entries)); n != m.Files.Count || size != m.Files.Bytes {
-		bad("it counts %d files of %d bytes and lists %d of %d", m.Files.Count, m.Files.Bytes, n, size)
+	if n := int64(files.Len()); n != m.Files.Count || files.Bytes != m.Files.Bytes {
+		bad("it counts %d files of %d bytes and lists %d of %d", m.Files.Count, m.Files.Bytes, n, files.Bytes)
 	}
 	return out
 }
