@@ -23,6 +23,7 @@ type stack struct {
 	config      string // the copy of the configuration
 	dashboard   string // where it listens on this host, HOST:PORT
 	set         string // the set that was made
+	made        int    // how many sets were
 }
 
 // project is one compose project.
