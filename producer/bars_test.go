@@ -245,3 +245,15 @@ func TestWords(t *testing.T) {
 	require.Equal(t, "5 B", standing.Progress(run.Record{BytesDone: num(5), BytesTotal: nil}))
 	require.Equal(t, "0 B of 0 B", standing.Progress(run.Record{BytesDone: num(0), BytesTotal: num(0), Rate: nil}))
 }
+
+func TestWhereBetweenAttempts(t *testing.T) {
+	now := time.Now()
+	over := run.Interrupted
+	r := run.Record{State: run.Running, Stage: "archive", Attempt: 1, Node: "host1", Attempts: []run.Attempt{{Stage: "archive", Attempt: 1, Node: "host1", Started: now}}}
+	require.Equal(t, "archive: attempt 1 on host1", standing.Where(r, now))
+	r.Attempts[0].Ended, r.Attempts[0].Outcome = &now, &over
+	require.Equal(t, "archive: attempt 1 is over, waits for a worker", standing.Where(r, now))
+	later := now.Add(time.Minute)
+	r.NotBefore = &later
+	require.Equal(t, "archive: attempt 1 ended badly, tries again", standing.Where(r, now))
+}

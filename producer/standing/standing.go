@@ -103,6 +103,12 @@ func passed(r run.Record, stage string) bool {
 	return slices.Index(run.Stages, stage) < slices.Index(run.Stages, r.Stage)
 }
 
+// idle tells whether the stage's last attempt is over, so that nobody works on it.
+func idle(r run.Record) bool {
+	_, _, last := Stage(r, r.Stage)
+	return last != nil && last.Ended != nil && !r.State.Over()
+}
+
 // Where says which stage a run is at and what it does there, without numbers that
 // change all the time.
 func Where(r run.Record, now time.Time) string {
@@ -113,6 +119,8 @@ func Where(r run.Record, now time.Time) string {
 		return r.Stage + ": waits to begin"
 	case r.NotBefore != nil && r.NotBefore.After(now):
 		return fmt.Sprintf("%s: attempt %d ended badly, tries again", r.Stage, r.Attempt)
+	case idle(r):
+		return fmt.Sprintf("%s: attempt %d is over, waits for a worker", r.Stage, r.Attempt)
 	case r.Node != "":
 		return fmt.Sprintf("%s: attempt %d on %s", r.Stage, r.Attempt, r.Node)
 	}

@@ -65,6 +65,22 @@ func TestBudgetsAreByKind(t *testing.T) {
 	}
 }
 
+// Nobody works on a stage between two attempts: the bytes and the rate of the first
+// are not shown as if somebody did.
+func TestNoProgressBetweenAttempts(t *testing.T) {
+	for _, kind := range []Outcome{Erred, Crashed, Interrupted} {
+		b := newBench(t)
+		r := b.claim(b.begin())
+		done, total, rate := int64(5), int64(10), int64(1)
+		require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, &rate))
+		require.NotNil(t, b.reload(r).Rate)
+		_, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: kind, Error: "why", Budget: 2})
+		require.NoError(t, err)
+		r = b.reload(r)
+		require.Equal(t, []*int64{nil, nil, nil}, []*int64{r.BytesDone, r.BytesTotal, r.Rate}, kind)
+	}
+}
+
 func TestStagesDoNotShareABudget(t *testing.T) {
 	b := newBench(t)
 	r := b.claim(retried(b))

@@ -31,11 +31,11 @@ end
 -- fresh_task makes a new task of stage s the only one that counts.
 local function fresh_task(s)
   set('stage', s, 'generation', num('generation') + 1, 'claimed', 0)
-  redis.call('HDEL', run, 'not_before')
+  -- Nobody works now: a rate and a time left would be untrue.
+  redis.call('HDEL', run, 'not_before', 'bytes_done', 'bytes_total', 'rate')
 end
 local function reset_counters()
   set('errors', 0, 'crashes', 0, 'interruptions', 0, 'attempt', 0)
-  redis.call('HDEL', run, 'bytes_done', 'bytes_total', 'rate')
 end
 -- finish ends the run: state, lock and the set of open runs change together.
 local function finish(state, lock, open, keep)

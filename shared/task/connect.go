@@ -1,6 +1,7 @@
 package task
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -15,6 +16,15 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
+
+// The client prints remarks of its own on stderr, in a form that is none of ours: in a
+// log of JSON lines, and between the lines that a verb shows. What is wrong comes back
+// as the error of a call as well.
+func init() { redis.SetLogger(silence{}) }
+
+type silence struct{}
+
+func (silence) Printf(context.Context, string, ...any) {}
 
 // Connect makes a client for the configured Redis. Nothing is sent before it is used.
 func Connect(c *config.Config) (*redis.Client, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 var ctx = context.Background()
@@ -138,4 +139,34 @@ func TestConnectorOverTLS(t *testing.T) {
 	stranger := plain.MakeRedisClient().(redis.UniversalClient)
 	defer func() { _ = stranger.Close() }()
 	require.ErrorContains(t, stranger.Ping(ctx).Err(), "certificate")
+}
+
+// The client has remarks of its own for stderr; they would stand among our lines.
+func TestTheClientIsSilent(t *testing.T) {
+	server := lab.Redis(t)
+	c := load(t, "redis: {address: 'unix:/run/r.sock'}\n")
+	o, err := options(c)
+	require.NoError(t, err)
+	o.Network, o.Addr, o.Password = server.Network, server.Addr, server.Client().Options().Password
+	rdb := redis.NewClient(o)
+	defer func() { _ = rdb.Close() }()
+	sub := rdb.Subscribe(ctx, "x")
+	defer func() { _ = sub.Close() }()
+	_, err = sub.Receive(ctx)
+	require.NoError(t, err)
+	printed, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	require.NoError(t, err)
+	defer func() { _ = printed.Close() }()
+	stderr, err := unix.Dup(2)
+	require.NoError(t, err)
+	defer func() { _ = unix.Close(stderr) }()
+	require.NoError(t, unix.Dup3(int(printed.Fd()), 2, 0))
+	stopped := server.Shutdown()
+	_, err = sub.ReceiveTimeout(ctx, 10*time.Second)
+	require.NoError(t, unix.Dup3(stderr, 2, 0))
+	require.NoError(t, stopped)
+	require.Error(t, err)
+	b, err := os.ReadFile(printed.Name())
+	require.NoError(t, err)
+	require.Empty(t, string(b))
 }
