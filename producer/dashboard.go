@@ -108,14 +108,15 @@ func (a *app) plans(c *connection) func(context.Context, string) (dashboard.Plan
 			return dashboard.Plans{Schedulers: len(live)}, err
 		}
 		configured := c.config
-		if fresh, err := config.Load(c.config.Path, a.getenv); err == nil && fresh.Instance == instance {
+		fresh, refused := config.Load(c.config.Path, a.getenv)
+		if refused == nil && fresh.Instance == instance {
 			configured = fresh // as the scheduler, which reads a changed file again
 		}
 		standings, err := store.Standings(ctx, schedule.Plans(configured), 1)
 		if err != nil {
 			return dashboard.Plans{}, err
 		}
-		out := dashboard.Plans{Known: true, Schedulers: len(live)}
+		out := dashboard.Plans{Known: true, Schedulers: len(live), Refused: refused != nil}
 		for _, s := range standings {
 			out.Plans = append(out.Plans, planOf(s))
 		}

@@ -97,6 +97,26 @@ func TestDashboardShowsPlans(t *testing.T) {
 	require.Contains(t, body, "The plans of other stand in its own configuration")
 }
 
+// A file that became unusable is said on the page, without what stands in it.
+func TestDashboardTellsOfAnUnusableConfiguration(t *testing.T) {
+	s := newSite(t)
+	_, url := s.serve("schedules: [{name: nightly, cron: '0 2 * * *'}]\ndashboard: {listen: '127.0.0.1:0', auth: off}\n")
+	_, body := fetch(t, url+"/", "", "")
+	require.NotContains(t, body, "cannot be used any more")
+	good, err := os.ReadFile(s.config)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(s.config, append(good, "queue: {retry_errors: geheim-4711}\n"...), 0o600))
+	require.Equal(t, exit.Usage, s.do("schedule", "list").code)
+	status, body := fetch(t, url+"/", "", "")
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, "The configuration of instance catalog cannot be used any more")
+	require.Contains(t, body, "nightly", "the plans that it knew are shown")
+	require.NotContains(t, body, "geheim-4711")
+	require.NoError(t, os.WriteFile(s.config, good, 0o600))
+	_, body = fetch(t, url+"/", "", "")
+	require.NotContains(t, body, "cannot be used any more")
+}
+
 func TestDashboardWithoutALogIn(t *testing.T) {
 	s := newSite(t)
 	p, url := s.serve("dashboard: {listen: '127.0.0.1:0', auth: off}\n")

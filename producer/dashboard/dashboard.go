@@ -61,6 +61,9 @@ type Plans struct {
 	Known      bool // false: they stand in another configuration
 	Plans      []Plan
 	Schedulers int // live ones
+	// Refused: the configuration file as it is now cannot be used; Plans are those that it
+	// had when the dashboard started.
+	Refused bool
 }
 
 // Plan is one periodic task.

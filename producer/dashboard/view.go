@@ -251,6 +251,10 @@ func (s *Service) notices(v instanceView) []notice {
 	if v.Plans != nil && len(v.Plans.Plans) > 0 && v.Plans.Schedulers == 0 {
 		grave("", "No live scheduler serves instance %s: its plans do not start anything. Start one with “producer schedule run”.", v.Name)
 	}
+	if v.Plans != nil && v.Plans.Refused {
+		// Not why: the reason may quote the file, and so a secret that is new in it.
+		grave("", "The configuration of instance %s cannot be used any more: what runs goes on as before, and nothing would start again. “producer schedule list” says what is wrong.", v.Name)
+	}
 	switch {
 	case v.Newest != nil && v.Now.Sub(v.Newest.Created) > s.o.MaxAge:
 		grave(v.Newest.URL, "The newest good set of instance %s is %s old, more than %s.", v.Name, v.Newest.Age, standing.Span(s.o.MaxAge))
