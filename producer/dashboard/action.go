@@ -57,69 +57,64 @@ func (s *Service) audit(r *http.Request, action string, fields logrus.Fields, re
 	line.Info("dashboard: " + action)
 }
 
+// The actions, as the log names them.
+const (
+	startABackup = "start a backup"
+	cancelRun    = "cancel a run"
+)
+
 // allowed refuses actions that are switched off and forms that are not ours.
-func (s *Service) allowed(w http.ResponseWriter, r *http.Request, action string) bool {
-	fields := logrus.Fields{"path": printable(r.URL.Path)}
-	if !s.o.AllowActions {
-		s.audit(r, action, fields, "refused: dashboard.allow_actions is false")
-		s.say(w, r, http.StatusForbidden, "Not allowed", "This dashboard only shows. Set dashboard.allow_actions: true to start backups and cancel runs here; or use the command line.")
-		return false
+func (s *Service) allowed(action string, do http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		fields := logrus.Fields{"path": printable(r.URL.Path)}
+		if !s.o.AllowActions {
+			s.audit(r, action, fields, "refused: dashboard.allow_actions is false")
+			s.say(w, r, http.StatusForbidden, "Not allowed", "This dashboard only shows. Set dashboard.allow_actions: true to start backups and cancel runs here; or use the command line.")
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
+		if err := r.ParseForm(); err != nil {
+			s.say(w, r, http.StatusBadRequest, "This form cannot be read", "Go back, load the page anew and try again.")
+			return
+		}
+		if !hmac.Equal([]byte(r.PostForm.Get("token")), []byte(s.token(userOf(r), r.URL.Path))) {
+			s.audit(r, action, fields, "refused: the form's token is wrong")
+			s.say(w, r, http.StatusForbidden, "This form is out of date", "It was made by another page, for somebody else, or before the dashboard was started again. Go back, load the page anew and try again.")
+			return
+		}
+		do(w, r)
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, 16<<10)
-	if err := r.ParseForm(); err != nil {
-		s.say(w, r, http.StatusBadRequest, "This form cannot be read", "Go back, load the page anew and try again.")
-		return false
-	}
-	if !hmac.Equal([]byte(r.PostForm.Get("token")), []byte(s.token(userOf(r), r.URL.Path))) {
-		s.audit(r, action, fields, "refused: the form's token is wrong")
-		s.say(w, r, http.StatusForbidden, "This form is out of date", "It was made by another page, for somebody else, or before the dashboard was started again. Go back, load the page anew and try again.")
-		return false
-	}
-	return true
 }
 
-func (s *Service) startBackup(w http.ResponseWriter, r *http.Request) {
-	const action = "start a backup"
-	if !s.allowed(w, r, action) {
-		return
-	}
+func (s *Service) startBackup(w http.ResponseWriter, r *http.Request, name string) {
 	requested := set.Type(r.PostForm.Get("type"))
 	if requested != set.Full && requested != set.Incremental {
 		s.say(w, r, http.StatusBadRequest, "No such type", "A backup is full or incremental.")
 		return
 	}
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	name, ok := s.known(ctx, w, r)
-	if !ok {
-		return
-	}
 	fields := logrus.Fields{"instance": name, "type": string(requested)}
-	rec, err := s.o.Starter.Open(ctx, start.Request{Instance: name, Requested: requested})
+	rec, err := s.o.Starter.Open(r.Context(), start.Request{Instance: name, Requested: requested})
 	fields["run"] = rec.ID
 	var busy *run.BusyError
 	switch {
 	case errors.As(err, &busy):
 		fields["run"] = busy.Run.ID
-		s.audit(r, action, fields, "refused: a run is active")
+		s.audit(r, startABackup, fields, "refused: a run is active")
 		s.show(w, r, http.StatusConflict, "message", page{Title: "Another run is active", Body: message{Heading: "Another run is active",
 			Text: "An instance makes one backup at a time.", URL: "/runs/" + busy.Run.ID, Link: "Run " + busy.Run.ID}})
 		return
 	case err != nil:
 		why := s.o.Explain(err).Error()
-		s.audit(r, action, fields, "uncertain: "+why)
+		s.audit(r, startABackup, fields, "uncertain: "+why)
 		s.show(w, r, http.StatusServiceUnavailable, "message", page{Title: "Redis is away", Body: message{Heading: "Redis is away",
 			Text: "Whether the backup began is not known; the link tells later.", Detail: why, URL: "/runs/" + rec.ID, Link: "Run " + rec.ID}})
 		return
 	}
 	result := "run opened"
-	if err := s.o.Starter.HandOver(ctx, rec); err != nil {
+	if err := s.o.Starter.HandOver(r.Context(), rec); err != nil {
 		result = "run opened; a worker will take it up by itself: " + s.o.Explain(err).Error()
 	}
-	s.audit(r, action, fields, result)
+	s.audit(r, startABackup, fields, result)
 	http.Redirect(w, r, "/runs/"+rec.ID, http.StatusSeeOther)
 }
 
@@ -129,16 +124,7 @@ type confirmBody struct {
 	Form *form
 }
 
-func (s *Service) confirmCancel(w http.ResponseWriter, r *http.Request) {
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	rec, ok := s.record(ctx, w, r)
-	if !ok {
-		return
-	}
+func (s *Service) confirmCancel(w http.ResponseWriter, r *http.Request, rec run.Record) {
 	v := runViewOf(rec, s.o.Now())
 	s.offerCancel(r, &v)
 	if v.Cancels == nil {
@@ -148,28 +134,15 @@ func (s *Service) confirmCancel(w http.ResponseWriter, r *http.Request) {
 	s.show(w, r, http.StatusOK, "confirm", page{Title: "Cancel run " + rec.ID, Body: confirmBody{Run: v, Form: v.Cancels}})
 }
 
-func (s *Service) cancel(w http.ResponseWriter, r *http.Request) {
-	const action = "cancel a run"
-	if !s.allowed(w, r, action) {
-		return
-	}
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	rec, ok := s.record(ctx, w, r)
-	if !ok {
-		return
-	}
+func (s *Service) cancel(w http.ResponseWriter, r *http.Request, rec run.Record) {
 	fields := logrus.Fields{"instance": rec.Instance, "run": rec.ID}
-	answer, err := s.o.Store.Cancel(ctx, rec)
+	answer, err := s.o.Store.Cancel(r.Context(), rec)
 	if err != nil {
-		s.audit(r, action, fields, "uncertain: "+s.o.Explain(err).Error())
+		s.audit(r, cancelRun, fields, "uncertain: "+s.o.Explain(err).Error())
 		s.away(w, r, err)
 		return
 	}
-	s.audit(r, action, fields, answer)
+	s.audit(r, cancelRun, fields, answer)
 	if answer == run.CancelLate {
 		s.show(w, r, http.StatusConflict, "message", page{Title: "Too late", Body: message{Heading: "Too late",
 			Text: "The run is committing its set, or has done so. The set stays.", URL: "/runs/" + rec.ID, Link: "Run " + rec.ID}})

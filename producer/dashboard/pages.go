@@ -66,13 +66,13 @@ type page struct {
 }
 
 func (s *Service) routes(mux *http.ServeMux) {
-	mux.HandleFunc("GET /{$}", s.overview)
-	mux.HandleFunc("GET /instances/{instance}", s.instance)
-	mux.HandleFunc("GET /runs/{run}", s.run)
-	mux.HandleFunc("GET /sets/{instance}/{set}", s.set)
-	mux.HandleFunc("GET /runs/{run}/cancel", s.confirmCancel)
-	mux.HandleFunc("POST /runs/{run}/cancel", s.cancel)
-	mux.HandleFunc("POST /instances/{instance}/backups", s.startBackup)
+	mux.HandleFunc("GET /{$}", s.reached(s.overview))
+	mux.HandleFunc("GET /instances/{instance}", s.ofInstance(s.instance))
+	mux.HandleFunc("GET /runs/{run}", s.ofRun(s.run))
+	mux.HandleFunc("GET /sets/{instance}/{set}", s.ofInstance(s.set))
+	mux.HandleFunc("GET /runs/{run}/cancel", s.ofRun(s.confirmCancel))
+	mux.HandleFunc("POST /runs/{run}/cancel", s.allowed(cancelRun, s.ofRun(s.cancel)))
+	mux.HandleFunc("POST /instances/{instance}/backups", s.allowed(startABackup, s.ofInstance(s.startBackup)))
 	files := http.FileServerFS(staticFiles)
 	mux.HandleFunc("GET /static/{file}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "private, max-age=300")
@@ -113,16 +113,49 @@ func (s *Service) away(w http.ResponseWriter, r *http.Request, err error) {
 		Text: "Nothing is known of runs and sets until it answers again. What runs goes on.", Detail: s.o.Explain(err).Error()}})
 }
 
-// reach gives a context for one page, after Redis has answered. false: it is away
-// and the page says so.
-func (s *Service) reach(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc, bool) {
-	ctx, done := context.WithTimeout(r.Context(), lookLimit)
-	if err := s.o.Ping(ctx); err != nil {
-		done()
-		s.away(w, r, err)
-		return nil, nil, false
+// reached bounds the time for a page, and shows it only after Redis has answered.
+func (s *Service) reached(show http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, done := context.WithTimeout(r.Context(), lookLimit)
+		defer done()
+		if err := s.o.Ping(ctx); err != nil {
+			s.away(w, r, err)
+			return
+		}
+		show(w, r.WithContext(ctx))
 	}
-	return ctx, done, true
+}
+
+// ofInstance finds the instance that the address names; without one the page says so.
+func (s *Service) ofInstance(show func(http.ResponseWriter, *http.Request, string)) http.HandlerFunc {
+	return s.reached(func(w http.ResponseWriter, r *http.Request) {
+		names, err := s.instances(r.Context())
+		if err != nil {
+			s.away(w, r, err)
+			return
+		}
+		name := r.PathValue("instance")
+		if !slices.Contains(names, name) {
+			s.say(w, r, http.StatusNotFound, "No such instance", "No instance of this name has been seen in this Redis.")
+			return
+		}
+		show(w, r, name)
+	})
+}
+
+// ofRun reads the run that the address names; without one the page says what is wrong.
+func (s *Service) ofRun(show func(http.ResponseWriter, *http.Request, run.Record)) http.HandlerFunc {
+	return s.reached(func(w http.ResponseWriter, r *http.Request) {
+		rec, err := s.o.Store.Get(r.Context(), r.PathValue("run"))
+		switch {
+		case errors.Is(err, run.ErrNotFound):
+			s.say(w, r, http.StatusNotFound, "No such run", "There is no record of this run. Records of ended runs are kept for queue.keep_runs; the sets of good runs stay.")
+		case err != nil:
+			s.say(w, r, http.StatusInternalServerError, "This run cannot be read", s.o.Explain(err).Error())
+		default:
+			show(w, r, rec)
+		}
+	})
 }
 
 var instanceName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
@@ -149,12 +182,7 @@ type overviewBody struct {
 }
 
 func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	names, err := s.instances(ctx)
+	names, err := s.instances(r.Context())
 	if err != nil {
 		s.away(w, r, err)
 		return
@@ -162,7 +190,7 @@ func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
 	body := overviewBody{Detailed: len(names) <= fewInstances, HasPlans: s.o.Plans != nil}
 	p := page{Title: "Overview", Nav: "overview", Poll: pollIdle}
 	for _, name := range names {
-		v := s.look(ctx, name, !body.Detailed)
+		v := s.look(r.Context(), name, !body.Detailed)
 		s.offerStart(r, &v)
 		if v.Open != nil {
 			p.Poll = pollRunning
@@ -175,17 +203,8 @@ func (s *Service) overview(w http.ResponseWriter, r *http.Request) {
 	s.show(w, r, http.StatusOK, "overview", p)
 }
 
-func (s *Service) instance(w http.ResponseWriter, r *http.Request) {
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	name, ok := s.known(ctx, w, r)
-	if !ok {
-		return
-	}
-	v := s.look(ctx, name, false)
+func (s *Service) instance(w http.ResponseWriter, r *http.Request, name string) {
+	v := s.look(r.Context(), name, false)
 	v.Full = true
 	s.offerStart(r, &v)
 	p := page{Title: name, Poll: pollIdle, Notices: v.Notices, Body: v}
@@ -195,51 +214,13 @@ func (s *Service) instance(w http.ResponseWriter, r *http.Request) {
 	s.show(w, r, http.StatusOK, "instance", p)
 }
 
-// known is the instance that the address names; false: the page says that there is none.
-func (s *Service) known(ctx context.Context, w http.ResponseWriter, r *http.Request) (string, bool) {
-	names, err := s.instances(ctx)
-	if err != nil {
-		s.away(w, r, err)
-		return "", false
-	}
-	name := r.PathValue("instance")
-	if !slices.Contains(names, name) {
-		s.say(w, r, http.StatusNotFound, "No such instance", "No instance of this name has been seen in this Redis.")
-		return "", false
-	}
-	return name, true
-}
-
-// record reads the run that the address names; false: the page says what is wrong.
-func (s *Service) record(ctx context.Context, w http.ResponseWriter, r *http.Request) (run.Record, bool) {
-	rec, err := s.o.Store.Get(ctx, r.PathValue("run"))
-	switch {
-	case errors.Is(err, run.ErrNotFound):
-		s.say(w, r, http.StatusNotFound, "No such run", "There is no record of this run. Records of ended runs are kept for queue.keep_runs; the sets of good runs stay.")
-	case err != nil:
-		s.say(w, r, http.StatusInternalServerError, "This run cannot be read", s.o.Explain(err).Error())
-	default:
-		return rec, true
-	}
-	return rec, false
-}
-
 // runBody is what a run's page shows.
 type runBody struct {
 	Run    runView
 	SetURL string
 }
 
-func (s *Service) run(w http.ResponseWriter, r *http.Request) {
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	rec, ok := s.record(ctx, w, r)
-	if !ok {
-		return
-	}
+func (s *Service) run(w http.ResponseWriter, r *http.Request, rec run.Record) {
 	v := runViewOf(rec, s.o.Now())
 	s.offerCancel(r, &v)
 	p := page{Title: "Run " + rec.ID, Announce: v.Words}
@@ -262,17 +243,8 @@ type setBody struct {
 	Chain    []string  // its parents, nearest first
 }
 
-func (s *Service) set(w http.ResponseWriter, r *http.Request) {
-	ctx, done, ok := s.reach(w, r)
-	if !ok {
-		return
-	}
-	defer done()
-	name, ok := s.known(ctx, w, r)
-	if !ok {
-		return
-	}
-	nodes, err := s.o.Store.Published(ctx, name)
+func (s *Service) set(w http.ResponseWriter, r *http.Request, name string) {
+	nodes, err := s.o.Store.Published(r.Context(), name)
 	if err != nil {
 		s.say(w, r, http.StatusInternalServerError, "The sets cannot be read", s.o.Explain(err).Error())
 		return
