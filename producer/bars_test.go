@@ -14,6 +14,7 @@ import (
 
 	"catalog-backup/producer/standing"
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/lab"
 	"catalog-backup/shared/run"
 
 	"github.com/stretchr/testify/require"
@@ -151,7 +152,7 @@ func TestWatchOnATerminal(t *testing.T) {
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 			require.NoError(t, cmd.Start())
 			require.NoError(t, tty.Close())
-			var out lockedBuffer
+			var out lab.Buffer
 			read := make(chan struct{})
 			go func() {
 				defer close(read)

@@ -5,7 +5,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"catalog-backup/producer/dashboard"
 	"catalog-backup/producer/start"
@@ -174,15 +173,9 @@ func warnOfExposure(c *config.Config, log *logrus.Logger) {
 
 // logger is that of the verbs that run as a service.
 func (a *app) logger(c *config.Config) *logrus.Logger {
-	log := logrus.New()
-	log.SetOutput(a.err)
-	if a.json || c.Log.Format == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
-	} else {
-		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
+	l := c.Log
+	if a.json {
+		l.Format = "json"
 	}
-	if level, err := logrus.ParseLevel(c.Log.Level); err == nil {
-		log.SetLevel(level)
-	}
-	return log
+	return l.Logger(a.err)
 }

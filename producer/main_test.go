@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -96,26 +94,8 @@ func (s *site) do(args ...string) said {
 type running struct {
 	s        *site
 	cmd      *exec.Cmd
-	out, err lockedBuffer
+	out, err lab.Buffer
 	done     chan struct{}
-}
-
-// lockedBuffer is a buffer that is read while the command writes.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func (s *site) launch(args ...string) *running {
@@ -143,7 +123,7 @@ func (p *running) wait() said {
 }
 
 // until waits for a text in what a command says.
-func (p *running) until(b *lockedBuffer, text string) {
+func (p *running) until(b *lab.Buffer, text string) {
 	p.s.t.Helper()
 	require.Eventually(p.s.t, func() bool { return strings.Contains(b.String(), text) }, patience, 10*time.Millisecond,
 		"waiting for %q in\n%s\nerr:\n%s", text, &p.out, &p.err)

@@ -41,9 +41,6 @@ service in good order. With --json the log is JSON, a line an event, on stderr.`
 			if err != nil {
 				return err
 			}
-			if a.json {
-				c.Log.Format = "json"
-			}
 			return a.serveSchedule(cmd.Context(), c, patience)
 		},
 	}

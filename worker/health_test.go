@@ -63,8 +63,7 @@ func TestWorkerTellsWhetherItCanWork(t *testing.T) {
 	require.Equal(t, "ok   main loop\n", text)
 	waitFor(t, v, 503, "BAD  signed in: the worker is starting\n")
 
-	log := logger(c)
-	log.SetOutput(t.Output())
+	log := c.Log.Logger(t.Output())
 	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
 	require.NoError(t, w.Start(context.Background()))
 	v.worker.Store(w)

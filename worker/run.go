@@ -63,7 +63,7 @@ With --json the log is JSON, a line an event, on stderr.`,
 func daemon(ctx context.Context, c *config.Config) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	log := logger(c)
+	log := c.Log.Logger(os.Stderr)
 	limitMemory()
 	if err := prepareStateDir(c); err != nil {
 		return err
@@ -124,21 +124,6 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),
 			Dir: c.Backup.DumpDir, Instance: c.Instance, Node: c.Node, Crashes: c.Queue.RetryCrashes, Now: time.Now, Log: log, Mask: c.Mask})},
 	}
-}
-
-func logger(c *config.Config) *logrus.Logger {
-	log := logrus.New()
-	log.SetOutput(os.Stderr)
-	if c.Log.Format == "json" {
-		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
-	} else {
-		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
-	}
-	level, err := logrus.ParseLevel(c.Log.Level)
-	if err == nil {
-		log.SetLevel(level)
-	}
-	return log
 }
 
 // prepareStateDir makes the state directory, 0750, for its group.

@@ -40,32 +40,15 @@ type site struct {
 	o     Options
 	s     *Service
 	base  string // URL without user
-	log   *lockedBuffer
+	log   *lab.Buffer
 
 	mu sync.Mutex
 	at time.Time // what the store's clock says; zero: the time of day
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func newSite(t *testing.T, change ...func(*Options)) *site {
 	t.Helper()
-	s := &site{t: t, redis: lab.Redis(t), log: &lockedBuffer{}}
+	s := &site{t: t, redis: lab.Redis(t), log: &lab.Buffer{}}
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	c, err := config.Parse(path, []byte("instance: catalog\nredis: {address: 'unix:"+s.redis.Addr+"'}\n"), func(string) string { return "" })
 	require.NoError(t, err)

@@ -1,7 +1,6 @@
 package schedule
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,31 +75,13 @@ func (c *handClock) set(t time.Time) {
 	c.sleep = nil
 }
 
-// memory keeps what is logged.
-type memory struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (m *memory) Write(p []byte) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.b.Write(p)
-}
-
-func (m *memory) String() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.b.String()
-}
-
 // yard is a Redis, a clock, a file with plans and the schedulers on them.
 type yard struct {
 	t     *testing.T
 	redis *lab.RedisServer
 	rdb   *redis.Client // the test's own
 	clock *handClock
-	log   *memory
+	log   *lab.Buffer
 	store *schedule.Store
 	runs  *run.Store
 
@@ -109,7 +90,7 @@ type yard struct {
 }
 
 func newYard(t *testing.T, at, text string) *yard {
-	y := &yard{t: t, redis: lab.Redis(t), clock: newClock(at), log: &memory{}}
+	y := &yard{t: t, redis: lab.Redis(t), clock: newClock(at), log: &lab.Buffer{}}
 	y.rdb = y.redis.Client()
 	t.Cleanup(func() { _ = y.rdb.Close() })
 	y.write(text)

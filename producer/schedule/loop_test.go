@@ -270,10 +270,10 @@ func TestAChangedFile(t *testing.T) {
 		"schedules: []\nredis.db: 3\n": "which takes a restart of the scheduler",
 	} {
 		y.write(text)
-		y.log.b.Reset()
+		y.log.Reset()
 		y.at(y.clock.Now().Add(10*time.Second).Format(time.RFC3339), 1)
 		require.Contains(t, y.log.String(), why)
-		y.log.b.Reset()
+		y.log.Reset()
 		y.at(y.clock.Now().Add(10*time.Second).Format(time.RFC3339), 1)
 		require.NotContains(t, y.log.String(), "level=error", "said once")
 	}

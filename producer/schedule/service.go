@@ -119,7 +119,7 @@ func (s *Service) Start(ctx context.Context) error {
 		DelayedTaskCheckInterval: time.Second,
 		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return s.p.Again },
 		IsFailure:                func(error) bool { return false }, // a tick ends by our own rules
-		Logger:                   quiet{s.p.Log},
+		Logger:                   task.Quiet{Log: s.p.Log},
 		LogLevel:                 asynq.WarnLevel,
 		ShutdownTimeout:          3 * time.Second,
 	})
@@ -173,12 +173,3 @@ func (s *Service) Turned() time.Time {
 	defer s.mu.Unlock()
 	return s.turned
 }
-
-// quiet passes asynq's log lines on as details: our own records say what matters.
-type quiet struct{ log logrus.FieldLogger }
-
-func (q quiet) Debug(args ...any) { q.log.Debug(args...) }
-func (q quiet) Info(args ...any)  { q.log.Debug(args...) }
-func (q quiet) Warn(args ...any)  { q.log.Debug(args...) }
-func (q quiet) Error(args ...any) { q.log.Debug(args...) }
-func (q quiet) Fatal(args ...any) { q.log.Error(args...) }

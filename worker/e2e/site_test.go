@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -59,28 +58,11 @@ type site struct {
 	config *config.Config
 	rdb    *redis.Client
 	store  *run.Store
-	log    *buffer
+	log    *lab.Buffer
 	worker *exec.Cmd
 	ended  chan struct{}
 	// credential is whom the worker runs as; nil is the tests' own user.
 	credential *syscall.Credential
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *buffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *buffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // newSite fills the servers. rows decides how long the Postgres stage takes.
@@ -88,7 +70,7 @@ func newSite(t *testing.T, rows int, extra string) *site {
 	root, err := os.MkdirTemp("", "cb-e2e-")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(root, 0o755))
-	s := &site{t: t, root: root, log: &buffer{}}
+	s := &site{t: t, root: root, log: &lab.Buffer{}}
 	t.Cleanup(func() { os.RemoveAll(root) })
 	for _, d := range []string{"app", "backup", "tmp", "state"} {
 		require.NoError(t, os.Mkdir(filepath.Join(root, d), 0o755))

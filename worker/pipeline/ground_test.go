@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -215,25 +214,8 @@ func newGroundOn(t *testing.T, server *lab.RedisServer, db int, instance string)
 
 type process struct {
 	*exec.Cmd
-	log    *lockedBuffer
+	log    *lab.Buffer
 	waited chan struct{}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func (g *ground) worker(change ...func(*workerOptions)) *process {
@@ -243,7 +225,7 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 	}
 	b, err := json.Marshal(o)
 	require.NoError(g.t, err)
-	p := &process{Cmd: exec.Command(os.Args[0]), log: &lockedBuffer{}, waited: make(chan struct{})}
+	p := &process{Cmd: exec.Command(os.Args[0]), log: &lab.Buffer{}, waited: make(chan struct{})}
 	p.Env = append(os.Environ(), workerEnv+"="+string(b))
 	p.Stderr, p.Stdout = p.log, p.log
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

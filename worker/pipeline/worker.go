@@ -18,7 +18,6 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
-	"github.com/sirupsen/logrus"
 )
 
 // Worker is the daemon: asynq's server with the engine as its handler, the
@@ -74,7 +73,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
 		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return busyDelay },
 		IsFailure:                func(error) bool { return false }, // our own budgets count
-		Logger:                   quiet{p.Log},
+		Logger:                   task.Quiet{Log: p.Log},
 		LogLevel:                 asynq.WarnLevel,
 		ShutdownTimeout:          2 * time.Second,
 	})
@@ -243,12 +242,3 @@ func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id strin
 	_, err = d.Clean(ctx, id, !known || r.State == run.Succeeded)
 	return err
 }
-
-// quiet passes asynq's log lines on as details: our own records say what matters.
-type quiet struct{ log logrus.FieldLogger }
-
-func (q quiet) Debug(args ...any) { q.log.Debug(args...) }
-func (q quiet) Info(args ...any)  { q.log.Debug(args...) }
-func (q quiet) Warn(args ...any)  { q.log.Debug(args...) }
-func (q quiet) Error(args ...any) { q.log.Debug(args...) }
-func (q quiet) Fatal(args ...any) { q.log.Error(args...) }
