@@ -46,3 +46,18 @@ func TestNoVerbIsAUsageError(t *testing.T) {
 	require.Equal(t, Usage, Code(err))
 	require.Equal(t, Usage, Code(Args(cobra.NoArgs)(root, []string{"x"})))
 }
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                       "",
+		" a\n\tb  c ":            "a b c",
+		"12345678":               "12345678",
+		"123456789":              "12345678 …",
+		"1234567\u00e9":          "1234567 …",
+		"a\xffb":                 "a\uFFFDb",
+		"ab\xff":                 "ab\uFFFD",
+		"one twothree four five": "one twot …",
+	} {
+		require.Equal(t, want, OneLine(in, 8), "%q", in)
+	}
+}

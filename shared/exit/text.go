@@ -28,6 +28,16 @@ func Printable(s string) string {
 	return b.String()
 }
 
+// OneLine makes a text that came from outside fit for a record or an answer: one
+// line of valid UTF-8. What is longer than most bytes is cut, and says so.
+func OneLine(s string, most int) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + " …"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
 // Size writes a number of bytes in binary units.
 func Size(n int64) string {
 	if n < 1024 {

@@ -28,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -156,11 +157,7 @@ func (h *Health) tell(w http.ResponseWriter, r *http.Request, list []*checked) {
 
 // line makes an error one line without secrets.
 func (h *Health) line(err error) string {
-	s := strings.Join(strings.Fields(h.o.Mask(err.Error())), " ")
-	if len(s) > 500 {
-		s = s[:500] + " …"
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+	return exit.OneLine(h.o.Mask(err.Error()), 500)
 }
 
 // Start listens at address, HOST:PORT, and answers in the background. key is the

@@ -7,10 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/dump"
@@ -307,11 +307,7 @@ func (e *Engine) stage(name string) Stage {
 
 // text makes an error fit for a record: one line, no secret, no end.
 func (e *Engine) text(err error) string {
-	s := strings.Join(strings.Fields(e.p.Mask(err.Error())), " ")
-	if len(s) > 2000 {
-		s = strings.ToValidUTF8(s[:2000], "") + " …"
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+	return exit.OneLine(e.p.Mask(err.Error()), 2000)
 }
 
 func (e *Engine) sleep(ctx context.Context, d time.Duration) bool {

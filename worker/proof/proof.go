@@ -12,10 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
+	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/schedule"
 	"catalog-backup/shared/set"
@@ -280,9 +280,6 @@ func (v *Verifier) text(err error) *string {
 	if v.p.Mask != nil {
 		s = v.p.Mask(s)
 	}
-	s = strings.ToValidUTF8(strings.Join(strings.Fields(s), " "), "\uFFFD")
-	if len(s) > 1000 {
-		s = strings.ToValidUTF8(s[:1000], "") + " …"
-	}
+	s = exit.OneLine(s, 1000)
 	return &s
 }
