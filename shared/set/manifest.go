@@ -80,6 +80,10 @@ const (
 
 // Damage is one thing that a verification found wrong.
 type Damage struct {
-	Entry   string `json:"entry"`   // archive entry, file or partition it is about
-	Problem string `json:"problem"` // what is wrong, for people
+	Part    string `json:"part,omitempty"` // postgres, files or eventbus; "" = the set as a whole
+	Entry   string `json:"entry"`          // archive entry, file or partition it is about
+	Problem string `json:"problem"`        // what is wrong, for people
+	// Restorable says that every byte is as it was backed up, and that what is wrong
+	// lies in what was backed up. The set is not good; a restore warns and goes on.
+	Restorable bool `json:"restorable,omitempty"`
 }

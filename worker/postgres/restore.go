@@ -35,7 +35,17 @@ type RestoreOptions struct {
 type Restored struct {
 	DataDir      string
 	StartCommand string   // for a shell, as the account that restored
+	Before       []string // what a person has to do before the start command, in order
+	Warnings     []string // what may keep the server from being what was backed up
 	Notes        []string // what was changed or is missing, for people
+}
+
+func (r *Restored) warn(format string, args ...any) {
+	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
+}
+
+func (r *Restored) before(format string, args ...any) {
+	r.Before = append(r.Before, fmt.Sprintf(format, args...))
 }
 
 func (r *Restored) note(format string, args ...any) {

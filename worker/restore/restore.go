@@ -60,6 +60,8 @@ type Result struct {
 type Server struct {
 	DataDirectory string `json:"data_directory"`
 	Start         string `json:"start"` // command for a shell
+	// Before is what has to be done before the start command, in order.
+	Before []string `json:"before"`
 }
 
 // Loaded is what came into a bus.
@@ -225,7 +227,8 @@ func (j *job) postgres(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.result.Postgres = &Server{DataDirectory: done.DataDir, Start: done.StartCommand}
+	j.result.Postgres = &Server{DataDirectory: done.DataDir, Start: done.StartCommand, Before: append([]string{}, done.Before...)}
+	j.result.Warnings = append(j.result.Warnings, done.Warnings...)
 	j.result.Notes = append(j.result.Notes, done.Notes...)
 	return nil
 }
@@ -248,6 +251,9 @@ func (j *job) load(ctx context.Context) error {
 func (j *job) nextSteps() {
 	next := func(format string, args ...any) { j.result.Next = append(j.result.Next, fmt.Sprintf(format, args...)) }
 	if p := j.result.Postgres; p != nil {
+		for _, step := range p.Before {
+			next("%s", step)
+		}
 		next("start PostgreSQL: %s", p.Start)
 		next("the catalog's jobs and notifications may act for the original: keep the restored server away from the network until it is meant to take over")
 	}

@@ -57,18 +57,26 @@ func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Pr
 
 // bad adds a finding.
 func (x *scan) bad(entry, format string, args ...any) {
+	x.add(Damage{Entry: entry, Problem: fmt.Sprintf(format, args...)})
+}
+
+func (x *scan) add(d Damage) {
+	d.Archive = x.name
 	x.total++
 	if len(x.damage) < maxDamage {
-		x.damage = append(x.damage, Damage{Archive: x.name, Entry: entry, Problem: fmt.Sprintf(format, args...)})
+		x.damage = append(x.damage, d)
 	}
 }
 
-func (x *scan) report(d set.Damage) {
-	if x.silent {
-		x.unread++
-		return
+// reportOf takes the findings of one part's verifier.
+func (x *scan) reportOf(part string) func(set.Damage) {
+	return func(d set.Damage) {
+		if x.silent {
+			x.unread++
+			return
+		}
+		x.add(Damage{Part: part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
-	x.bad(d.Entry, "%s", d.Problem)
 }
 
 // run reads the archive to its last byte. Its error is one that is no damage.
@@ -114,15 +122,15 @@ func (x *scan) verifiers() {
 	m := x.set.Manifest
 	if x.kind == set.EventBusArchive {
 		if m.EventBus != nil {
-			x.bus = eventbus.NewVerifier(m.EventBus, x.report)
+			x.bus = eventbus.NewVerifier(m.EventBus, x.reportOf(EventBusPart))
 		}
 		return
 	}
 	if m.Postgres != nil {
-		x.pg = postgres.NewVerifier(m.Postgres, x.report)
+		x.pg = postgres.NewVerifier(m.Postgres, x.reportOf(PostgresPart))
 	}
 	if m.Files != nil {
-		x.files = archive.NewVerifier(x.set.files, x.report)
+		x.files = archive.NewVerifier(x.set.files, x.reportOf(FilesPart))
 	}
 }
 

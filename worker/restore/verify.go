@@ -16,9 +16,12 @@ import (
 
 // Damage is one thing that is wrong with a set.
 type Damage struct {
-	Archive string `json:"archive"` // base name; "" for what is not in an archive
-	Entry   string `json:"entry"`   // entry of the archive, or the file or partition it is about
+	Archive string `json:"archive"`        // base name; "" for what is not in an archive
+	Part    string `json:"part,omitempty"` // as in set.Damage
+	Entry   string `json:"entry"`          // entry of the archive, or the file or partition it is about
 	Problem string `json:"problem"`
+	// Restorable is as in set.Damage: a restore warns and goes on.
+	Restorable bool `json:"restorable,omitempty"`
 }
 
 func (d Damage) String() string {
@@ -188,7 +191,7 @@ func (s *Set) Prove(r *Report, at time.Time) {
 		if i == provenDamage {
 			break
 		}
-		p.Damage = append(p.Damage, set.Damage{Entry: d.Entry, Problem: d.Problem})
+		p.Damage = append(p.Damage, set.Damage{Part: d.Part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
 	if err := set.AddProof(s.Dir, s.ID(), p); err != nil {
 		r.note("the proof could not be kept beside the set: %v", err)
