@@ -20,8 +20,11 @@ type Postgres struct {
 	StopWAL        string `json:"stop_wal"`
 	WALSegmentSize int64  `json:"wal_segment_size"` // bytes
 	// WAL lists the stored segments StartWAL…StopWAL in order.
-	WAL          []WALFile `json:"wal"`
-	CompressType string    `json:"compress_type"` // zst, lz4, gz or none
+	WAL []WALFile `json:"wal"`
+	// WALResourceManagers are the ids, from 128, of extensions' resource managers whose
+	// records are in that WAL: a restored server needs their libraries to replay them.
+	WALResourceManagers []int  `json:"wal_resource_managers,omitempty"`
+	CompressType        string `json:"compress_type"` // zst, lz4, gz or none
 
 	Size     int64 `json:"size"`      // bytes of the cluster
 	RepoSize int64 `json:"repo_size"` // bytes in the repository

@@ -53,7 +53,7 @@ func (b *backup) pushWAL(ctx context.Context, part *set.Postgres) error {
 		return err
 	default:
 	}
-	return b.checkWAL(part, names)
+	return b.checkWAL(ctx, part, names)
 }
 
 func (b *backup) pushSegment(ctx context.Context, name string) error {
@@ -85,27 +85,38 @@ func (s *slot) gone(ctx context.Context, name string) error {
 	return fmt.Errorf("push WAL segment %s: it is no longer in pg_wal although a slot held it: was it removed by hand?", name)
 }
 
-// checkWAL makes sure that the repository holds each segment once.
-func (b *backup) checkWAL(part *set.Postgres, names []string) error {
+// checkWAL makes sure that the repository holds each segment once, and that their
+// records bring a restored server to what was there.
+func (b *backup) checkWAL(ctx context.Context, part *set.Postgres, names []string) error {
 	found, err := repoSegments(b.w.RepoDir(), part)
 	if err != nil {
 		return err
 	}
+	scan, err := newWALScan(part)
+	if err != nil {
+		return fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
+	}
+	defer scan.close()
 	for _, name := range names {
+		if stop := ended(ctx, "check the WAL"); stop != nil {
+			return stop
+		}
 		if found[name] == "" {
 			return fmt.Errorf("check the WAL of backup %s: segment %s is not in the repository although pgBackRest took it", part.Label, name)
 		}
-		file, err := describeWAL(b.w.RepoDir(), name, found[name])
+		file, err := describeWAL(b.w.RepoDir(), name, found[name], scan)
 		if err != nil {
 			return fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
 		}
 		part.WAL = append(part.WAL, file)
 	}
-	return nil
+	scan.history.finish()
+	part.WALResourceManagers = scan.history.customManagers()
+	return b.judgeHistory(ctx, scan.history)
 }
 
-// describeWAL takes size and checksum of a stored segment.
-func describeWAL(repo, name, path string) (set.WALFile, error) {
+// describeWAL takes size and checksum of a stored segment, and its records into scan.
+func describeWAL(repo, name, path string, scan *walScan) (set.WALFile, error) {
 	rel, err := filepath.Rel(repo, path)
 	if err != nil {
 		return set.WALFile{}, err
@@ -116,11 +127,15 @@ func describeWAL(repo, name, path string) (set.WALFile, error) {
 	}
 	defer file.Close()
 	sum := sha256.New()
-	n, err := io.Copy(sum, file)
-	if err != nil {
+	stored := &source{r: file}
+	if err := scan.segment(name, io.TeeReader(stored, sum)); err != nil {
 		return set.WALFile{}, fmt.Errorf("read %s: %w", path, err)
 	}
-	return set.WALFile{Name: name, Path: filepath.ToSlash(rel), Size: n, SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
+	// What the decompressor left unread counts for the stored bytes.
+	if _, err := io.Copy(sum, stored); err != nil {
+		return set.WALFile{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return set.WALFile{Name: name, Path: filepath.ToSlash(rel), Size: stored.n, SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
 }
 
 // repoSegments finds the WAL segments in a repository: path by name.

@@ -72,7 +72,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{r.unpack, r.bringWAL, r.bringConfig, r.configure, r.hand} {
+	for _, step := range []func(context.Context) error{r.readHistory, r.unpack, r.bringWAL, r.bringConfig, r.configure, r.hand} {
 		if stop := ended(ctx, "restore PostgreSQL"); stop != nil {
 			return nil, stop
 		}
@@ -90,6 +90,7 @@ type restoration struct {
 	owner    account
 	path     string // pgBackRest
 	manifest *manifest
+	history  *walHistory // of the WAL that the backup needs
 	scratch  string
 	bin      string // directory of the server's programs, "" if not here
 }

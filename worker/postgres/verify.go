@@ -28,6 +28,7 @@ type Verifier struct {
 	seen     map[string]bool
 	info     map[string]infoSeen // by repository path
 	wal      map[string]bool
+	history  *walHistory               // nil where the manifest's range is none
 	listed   map[string]set.WALFile    // by segment
 	config   map[string]set.ConfigFile // by entry
 	ext      string
@@ -61,6 +62,7 @@ func NewVerifier(p *set.Postgres, report func(set.Damage)) *Verifier {
 		}
 		v.config[entry] = c
 	}
+	v.history, _ = newWALHistory(p) // missingWAL says what is wrong
 	v.ext, _ = extension(p.CompressType)
 	v.inflate = &decompressor{kind: p.CompressType}
 	return v
@@ -297,12 +299,14 @@ func (v *Verifier) walFile(name, rel string, src *source) {
 	case seg.timeline != first.timeline || seg.number < first.number || seg.number-first.number >= uint64(n):
 		v.damage(name, "the backup needs no such WAL segment")
 		return
-	case v.wal[segName]:
+	}
+	again := v.wal[segName]
+	if again {
 		v.damage(name, "WAL segment %s is there twice", segName)
 	}
 	v.wal[segName] = true
 	stored := sha256.New()
-	v.walContent(name, sum, seg, io.TeeReader(src, stored), src)
+	v.walContent(name, sum, seg, again, io.TeeReader(src, stored), src)
 	// What the decompressor left unread counts for the stored bytes.
 	if _, err := io.Copy(stored, src); err == nil {
 		v.walStored(name, rel, segName, hex.EncodeToString(stored.Sum(nil)), src.n)
@@ -321,7 +325,7 @@ func (v *Verifier) walStored(name, rel, segName, sum string, size int64) {
 	}
 }
 
-func (v *Verifier) walContent(name, sum string, seg segment, stored io.Reader, src *source) {
+func (v *Verifier) walContent(name, sum string, seg segment, again bool, stored io.Reader, src *source) {
 	part := v.part
 	r, err := v.inflate.open(stored, false)
 	if err != nil {
@@ -330,9 +334,10 @@ func (v *Verifier) walContent(name, sum string, seg segment, stored io.Reader, s
 		}
 		return
 	}
-	var sysID uint64
-	_, _ = fmt.Sscan(part.SystemIdentifier, &sysID)
-	check := &walChecker{segment: seg, size: part.WALSegmentSize, major: part.ServerVersionNum / 10000, systemID: sysID}
+	check := checkerOf(part, seg)
+	if v.history != nil && !again {
+		check.records = v.history.reader(seg.number)
+	}
 	digest := sha1.New()
 	read, err := io.Copy(io.MultiWriter(digest, check), io.LimitReader(r, part.WALSegmentSize+1))
 	v.read += read
@@ -346,6 +351,8 @@ func (v *Verifier) walContent(name, sum string, seg segment, stored io.Reader, s
 		v.damage(name, "its content differs from the checksum in its name")
 	case check.problem != "":
 		v.damage(name, "%s", check.problem)
+	case check.records != nil:
+		v.history.take(check.records)
 	}
 }
 

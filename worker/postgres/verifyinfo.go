@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -171,6 +172,7 @@ func (v *Verifier) Finish() error {
 		}
 	}
 	v.missingWAL()
+	v.told()
 	if v.manifest == nil {
 		return nil
 	}
@@ -204,6 +206,9 @@ func (v *Verifier) missingWAL() {
 		v.damage(set.PostgresRepo+"archive", "the manifest's WAL range: %v", err)
 		return
 	}
+	if _, err := newWALHistory(v.part); err != nil {
+		v.damage(set.PostgresRepo+"archive", "the manifest's WAL range: %v", err)
+	}
 	missing := 0
 	for i := range n {
 		name := segment{first.timeline, first.number + uint64(i)}.name(v.part.WALSegmentSize)
@@ -216,5 +221,31 @@ func (v *Verifier) missingWAL() {
 	}
 	if missing > 100 {
 		v.damage(set.PostgresRepo+"archive", "%d more WAL segments are missing", missing-100)
+	}
+}
+
+// told reports what the WAL says about the backup: every byte is as it was backed up, and
+// yet a restored server would not be what was there.
+func (v *Verifier) told() {
+	h := v.history
+	if h == nil {
+		return
+	}
+	h.finish()
+	say := func(entry, format string, args ...any) {
+		v.report(set.Damage{Entry: entry, Problem: fmt.Sprintf(format, args...), Restorable: true})
+	}
+	if h.problem != "" {
+		say(set.PostgresRepo+"archive", "%s: a restored server would not get there", h.problem)
+	}
+	for i, e := range h.events {
+		if i == 100 {
+			say(set.PostgresRepo+"archive", "%d more tablespaces or databases were made or dropped while the backup was made", len(h.events)+h.more-i)
+			break
+		}
+		say(h.segmentOf(v.part, e.at), "while the backup was made, %s%s", e.say(""), e.meaning())
+	}
+	if found := h.customManagers(); h.joined == h.segments && v.part.WALResourceManagers != nil && !slices.Equal(found, v.part.WALResourceManagers) {
+		v.damage(set.PostgresRepo+"archive", "the WAL needs the resource managers %v, the set's manifest says %v", found, v.part.WALResourceManagers)
 	}
 }

@@ -100,6 +100,8 @@ type walChecker struct {
 	major    int
 	systemID uint64
 
+	records *walReader // takes the content of the pages; nil = nobody
+
 	page    int64 // bytes, once known
 	head    []byte
 	written int64
@@ -115,18 +117,24 @@ func (c *walChecker) Write(p []byte) (int, error) {
 		}
 		within := c.written % page
 		take := min(int64(len(p)), page-within)
-		if want := 40 - within; want > 0 {
-			c.head = append(c.head, p[:min(want, take)]...)
-			if len(c.head) == 40 {
-				c.header(c.written - within)
+		if within < walPageHead {
+			take = min(take, walPageHead-within)
+			c.head = append(c.head, p[:take]...)
+			if len(c.head) == walPageHead {
+				c.header(c.written + take - walPageHead)
 				c.head = c.head[:0]
 			}
+		} else if c.records != nil && c.problem == "" {
+			c.records.content(p[:take])
 		}
 		c.written += take
 		p = p[take:]
 	}
 	return n, nil
 }
+
+// walPageHead is the length of the long page header; that of a short one is 24.
+const walPageHead = 40
 
 func (c *walChecker) fail(format string, args ...any) {
 	if c.problem == "" {
@@ -142,6 +150,9 @@ func (c *walChecker) header(offset int64) {
 	}
 	magic := order.Uint16(h)
 	if offset > 0 && allZero(h) {
+		if c.records != nil {
+			c.records.page(offset, walPageHeader{})
+		}
 		return
 	}
 	if want, known := walMagic[c.major]; magic>>8 != 0xD0 && magic>>8 != 0xD1 || known && magic != want {
@@ -151,7 +162,11 @@ func (c *walChecker) header(offset int64) {
 	if addr := order.Uint64(h[8:]); addr != c.segment.number*uint64(c.size)+uint64(offset) {
 		c.fail("page at byte %d is that of the address %X/%X: the segment was used again or mixed up", offset, addr>>32, uint32(addr))
 	}
+	if c.records != nil && order == binary.ByteOrder(binary.BigEndian) {
+		c.records.broken(c.records.at, "it was written on a big-endian machine, whose records cannot be read here")
+	}
 	if offset > 0 {
+		c.pass(offset)
 		return
 	}
 	if order.Uint16(h[2:])&walLongHeader == 0 {
@@ -168,7 +183,21 @@ func (c *walChecker) header(offset int64) {
 		c.fail("it says a page size of %d", page)
 	} else {
 		c.page = page
+		c.pass(0)
 	}
+}
+
+// pass hands a page whose header was read on to the records' reader.
+func (c *walChecker) pass(offset int64) {
+	if c.records == nil || c.problem != "" {
+		return
+	}
+	h := walPageHeader{info: binary.LittleEndian.Uint16(c.head[2:]), left: int(binary.LittleEndian.Uint32(c.head[16:])), size: walShortHead}
+	if h.info&walLongHeader != 0 {
+		h.size = walPageHead
+	}
+	c.records.page(offset, h)
+	c.records.content(c.head[h.size:])
 }
 
 func allZero(p []byte) bool {
