@@ -77,6 +77,8 @@ type walHistory struct {
 	last    uint64     // LSN of the last whole record
 	open    *walRecord // goes on in the next segment
 	ended   bool       // the record of the backup's end is there
+
+	seen func(*walRecord) // is shown each record; nil = nobody
 }
 
 // newWALHistory begins the history of a backup.
@@ -198,6 +200,9 @@ func (h *walHistory) judge(r *walRecord, end uint64) string {
 		return "the record there goes on beyond the backup's end"
 	}
 	h.managers[r.manager()] = true
+	if h.seen != nil {
+		h.seen(r)
+	}
 	switch r.manager() {
 	case rmXLOG:
 		return h.control(r, end)
