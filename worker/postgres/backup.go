@@ -118,7 +118,11 @@ func (b *backup) run(ctx context.Context) (*set.Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.pushWAL(ctx, part); err != nil {
+	history, err := b.pushWAL(ctx, part)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.judgeHistory(ctx, history); err != nil {
 		return nil, err
 	}
 	b.p.Done(b.f.Size)

@@ -15,13 +15,20 @@ import (
 	"catalog-backup/shared/set"
 )
 
-// pushWAL puts every segment from start to stop into the repository, and checks
-// that each is there.
-func (b *backup) pushWAL(ctx context.Context, part *set.Postgres) error {
+// pushWAL puts every segment from start to stop into the repository, checks that each is
+// there, and reads what their records tell.
+func (b *backup) pushWAL(ctx context.Context, part *set.Postgres) (*walHistory, error) {
 	names, err := segmentNames(part.StartWAL, part.StopWAL, part.WALSegmentSize)
 	if err != nil {
-		return fmt.Errorf("list the WAL of backup %s: %w", part.Label, err)
+		return nil, fmt.Errorf("list the WAL of backup %s: %w", part.Label, err)
 	}
+	if err := b.pushSegments(ctx, names); err != nil {
+		return nil, err
+	}
+	return b.checkWAL(ctx, part, names)
+}
+
+func (b *backup) pushSegments(ctx context.Context, names []string) error {
 	jobs := make(chan string)
 	fail := make(chan error, len(names))
 	pushing, stop := context.WithCancel(ctx)
@@ -53,7 +60,7 @@ func (b *backup) pushWAL(ctx context.Context, part *set.Postgres) error {
 		return err
 	default:
 	}
-	return b.checkWAL(ctx, part, names)
+	return ended(ctx, "push WAL")
 }
 
 func (b *backup) pushSegment(ctx context.Context, name string) error {
@@ -85,34 +92,36 @@ func (s *slot) gone(ctx context.Context, name string) error {
 	return fmt.Errorf("push WAL segment %s: it is no longer in pg_wal although a slot held it: was it removed by hand?", name)
 }
 
-// checkWAL makes sure that the repository holds each segment once, and that their
-// records bring a restored server to what was there.
-func (b *backup) checkWAL(ctx context.Context, part *set.Postgres, names []string) error {
+// checkWAL makes sure that the repository holds each segment once, and describes them.
+func (b *backup) checkWAL(ctx context.Context, part *set.Postgres, names []string) (*walHistory, error) {
+	fail := func(err error) (*walHistory, error) {
+		return nil, fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
+	}
 	found, err := repoSegments(b.w.RepoDir(), part)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	scan, err := newWALScan(part)
 	if err != nil {
-		return fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
+		return fail(err)
 	}
 	defer scan.close()
 	for _, name := range names {
 		if stop := ended(ctx, "check the WAL"); stop != nil {
-			return stop
+			return nil, stop
 		}
 		if found[name] == "" {
-			return fmt.Errorf("check the WAL of backup %s: segment %s is not in the repository although pgBackRest took it", part.Label, name)
+			return fail(fmt.Errorf("segment %s is not in the repository although pgBackRest took it", name))
 		}
 		file, err := describeWAL(b.w.RepoDir(), name, found[name], scan)
 		if err != nil {
-			return fmt.Errorf("check the WAL of backup %s: %w", part.Label, err)
+			return fail(err)
 		}
 		part.WAL = append(part.WAL, file)
 	}
 	scan.history.finish()
 	part.WALResourceManagers = scan.history.customManagers()
-	return b.judgeHistory(ctx, scan.history)
+	return scan.history, nil
 }
 
 // describeWAL takes size and checksum of a stored segment, and its records into scan.

@@ -187,7 +187,7 @@ func (h *walHistory) joinFragment(r *walReader) bool {
 	}
 	h.last = record.at
 	// Behind a switch the segment is empty.
-	return !(record.is(rmXLOG, xlogSwitch) && r.nothing)
+	return !(record.is(rmXLOG, infoSwitch) && r.nothing)
 }
 
 // judge takes a whole record, which ends before the address end, into the history. It
@@ -218,7 +218,7 @@ const unknownForm = "the record there has a form that is not known"
 
 // database looks at {database, tablespace, source database, its tablespace}, each u32.
 func (h *walHistory) database(r *walRecord) string {
-	if r.info() != databaseCreate {
+	if r.info() != infoDatabaseCopy {
 		return ""
 	}
 	main, ok := r.main()
@@ -232,9 +232,9 @@ func (h *walHistory) database(r *walRecord) string {
 // control looks at records about the server itself.
 func (h *walHistory) control(r *walRecord, end uint64) string {
 	switch r.info() {
-	case xlogCheckpointShutdown:
+	case infoShutdown:
 		return "the server was stopped there while the backup was made, which cancels it"
-	case xlogBackupEnd: // {start of the backup u64}
+	case infoBackupEnd: // {start of the backup u64}
 		main, ok := r.main()
 		h.ended = h.ended || ok && len(main) == 8 && binary.LittleEndian.Uint64(main) == h.start && end == h.stop
 	}
@@ -249,8 +249,8 @@ func (h *walHistory) tablespace(r *walRecord) string {
 	}
 	e := walEvent{at: r.at, kind: tablespaceDropped, oid: binary.LittleEndian.Uint32(main)}
 	switch path, rest, ended := bytes.Cut(main[4:], []byte{0}); {
-	case r.info() == tablespaceDrop:
-	case r.info() == tablespaceMake && ended && len(rest) == 0:
+	case r.info() == infoTablespaceDrop:
+	case r.info() == infoTablespaceCreate && ended && len(rest) == 0:
 		e.kind, e.location = tablespaceMade, string(path)
 	default:
 		return unknownForm

@@ -17,14 +17,14 @@ const (
 	rmTablespace = 5
 	rmCustom     = 128 // RM_MIN_CUSTOM_ID, from PostgreSQL 15
 
-	xlogCheckpointShutdown = 0x00
-	xlogSwitch             = 0x40
-	xlogBackupEnd          = 0x50
+	infoShutdown  = 0x00
+	infoSwitch    = 0x40
+	infoBackupEnd = 0x50
 
-	databaseCreate  = 0x00 // copies files; XLOG_DBASE_CREATE_FILE_COPY from 15
-	tablespaceMake  = 0x00
-	tablespaceDrop  = 0x10
-	recordInfoOwner = 0xF0
+	infoDatabaseCopy     = 0x00 // copies files; XLOG_DBASE_CREATE_FILE_COPY from 15
+	infoTablespaceCreate = 0x00
+	infoTablespaceDrop   = 0x10
+	infoMask             = 0xF0
 )
 
 const (
@@ -54,7 +54,7 @@ type walRecord struct {
 
 func (r *walRecord) total() int        { return int(binary.LittleEndian.Uint32(r.head[:])) }
 func (r *walRecord) prev() uint64      { return binary.LittleEndian.Uint64(r.head[8:]) }
-func (r *walRecord) info() byte        { return r.head[16] & recordInfoOwner }
+func (r *walRecord) info() byte        { return r.head[16] & infoMask }
 func (r *walRecord) manager() byte     { return r.head[17] }
 func (r *walRecord) is(m, i byte) bool { return r.manager() == m && r.info() == i }
 

@@ -157,7 +157,7 @@ func (r *walReader) ended() {
 		return
 	}
 	r.last = record.at
-	r.over = r.over || record.is(rmXLOG, xlogSwitch)
+	r.over = r.over || record.is(rmXLOG, infoSwitch)
 }
 
 // aligned is the next address at which a record may begin, within a page.
