@@ -318,4 +318,3 @@ func TestAServerThatWasStopped(t *testing.T) {
 	require.Greater(t, len(records), n)
 	same(t, s.records[:len(records)], records)
 }
-
