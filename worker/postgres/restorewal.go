@@ -104,6 +104,9 @@ func (r *restoration) tablespaceMade(e walEvent) error {
 		r.done.before("allow the tablespace within the data directory: echo \"allow_in_place_tablespaces = on\" >> %s", auto)
 		return nil
 	}
+	if !filepath.IsAbs(e.location) {
+		return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, which is no absolute path: restore another set", e.say(""))
+	}
 	_, err := os.Lstat(e.location)
 	if !errors.Is(err, fs.ErrNotExist) {
 		why := "which exists on this host"
@@ -113,11 +116,11 @@ func (r *restoration) tablespaceMade(e walEvent) error {
 		return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, %s: recovery would link the restored server to that directory and write old pages into it, where the original's may live: restore on a host that has no %[3]q, or move it away if no server uses it, or restore another set", e.say(""), why, e.location)
 	}
 	r.done.warn("while the backup was made, %s: recovery makes it there again, outside of the target; see the steps before the start", e.say(""))
-	if strings.ContainsFunc(e.location, unicode.IsControl) || !filepath.IsAbs(e.location) {
+	if strings.ContainsFunc(e.location, unicode.IsControl) { // no line to copy
 		r.done.before("make the directory %q, which must not be there yet, for uid %d with mode 0700: recovery puts tablespace %d into it", e.location, r.owner.uid, e.oid)
 		return nil
 	}
-	path := shellQuote(e.location)
+	path := shellQuote(filepath.Clean(e.location))
 	command := fmt.Sprintf("mkdir -p %s && mkdir -m 700 %s", shellQuote(filepath.Dir(e.location)), path)
 	if asRoot() {
 		command += fmt.Sprintf(" && chown %d:%d %s", r.owner.uid, r.owner.gid, path)
