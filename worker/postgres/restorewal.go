@@ -104,16 +104,8 @@ func (r *restoration) tablespaceMade(e walEvent) error {
 		r.done.before("allow the tablespace within the data directory: echo \"allow_in_place_tablespaces = on\" >> %s", auto)
 		return nil
 	}
-	if !filepath.IsAbs(e.location) {
-		return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, which is no absolute path: restore another set", e.say(""))
-	}
-	_, err := os.Lstat(e.location)
-	if !errors.Is(err, fs.ErrNotExist) {
-		why := "which exists on this host"
-		if err != nil {
-			why = fmt.Sprintf("which cannot be looked at (%v)", err)
-		}
-		return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, %s: recovery would link the restored server to that directory and write old pages into it, where the original's may live: restore on a host that has no %[3]q, or move it away if no server uses it, or restore another set", e.say(""), why, e.location)
+	if err := e.refusal(); err != nil {
+		return err
 	}
 	r.done.warn("while the backup was made, %s: recovery makes it there again, outside of the target; see the steps before the start", e.say(""))
 	if strings.ContainsFunc(e.location, unicode.IsControl) { // no line to copy
@@ -126,5 +118,38 @@ func (r *restoration) tablespaceMade(e walEvent) error {
 		command += fmt.Sprintf(" && chown %d:%d %s", r.owner.uid, r.owner.gid, path)
 	}
 	r.done.before("make the empty directory into which recovery puts tablespace %d, as %s with mode 0700: %s (if this says that it exists, another server may own it: do not start this one)", e.oid, r.owner.name, command)
+	return nil
+}
+
+// refusal is why a server that makes this tablespace again must not start on this host.
+func (e walEvent) refusal() error {
+	if e.kind != tablespaceMade || e.location == "" {
+		return nil
+	}
+	if !filepath.IsAbs(e.location) {
+		return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, which is no absolute path: restore another set", e.say(""))
+	}
+	_, err := os.Lstat(e.location)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	why := "which exists on this host"
+	if err != nil {
+		why = fmt.Sprintf("which cannot be looked at (%v)", err)
+	}
+	return stage.Permanentf("restore PostgreSQL: while the backup was made, %s, %s: recovery would link the restored server to that directory and write old pages into it, where the original's may live: restore on a host that has no %[3]q, or move it away if no server uses it, or restore another set", e.say(""), why, e.location)
+}
+
+// Refusal is why a restore on this host would refuse the backup, by what its WAL tells;
+// so that it is known before anything is written. It is asked after Finish.
+func (v *Verifier) Refusal() error {
+	if v.history == nil {
+		return nil
+	}
+	for _, e := range v.history.events {
+		if err := e.refusal(); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -154,6 +154,9 @@ func (j *job) verify(ctx context.Context) error {
 		return fmt.Errorf("restore set %s: %w; nothing was written", j.result.Set, err)
 	}
 	j.result.Notes = append(j.result.Notes, r.Notes...)
+	if r.refusal != nil && j.wants(PostgresPart) {
+		return fmt.Errorf("restore set %s: %w; nothing was written", j.result.Set, r.refusal)
+	}
 	if !r.Good {
 		return &DamagedError{Set: r.Set, Doing: fmt.Sprintf("restore set %s", r.Set), Damage: r.Damage, Total: r.DamageTotal,
 			Remedy: "nothing was written: restore another set (`worker verify` names all damage)"}

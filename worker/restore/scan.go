@@ -38,7 +38,9 @@ type scan struct {
 	total  int
 	sum    archive.Sum
 	need   need
-	err    error
+	// refusal is why PostgreSQL's part cannot be restored on this host.
+	refusal error
+	err     error
 }
 
 // need is how much room the parts take when they are restored, in bytes.
@@ -221,6 +223,7 @@ func (x *scan) finish(broken bool) error {
 	x.silent = broken
 	if x.pg != nil {
 		errs = append(errs, x.pg.Finish())
+		x.refusal = x.pg.Refusal()
 	}
 	if x.files != nil {
 		errs = append(errs, x.files.Finish())

@@ -58,6 +58,8 @@ type Report struct {
 	whole bool // nothing was left out
 	sums  map[string]archive.Sum
 	need  need
+	// refusal is why PostgreSQL's part cannot be restored on this host.
+	refusal error
 }
 
 func (r *Report) note(format string, args ...any) {
@@ -97,6 +99,7 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 		r.Bytes += x.sum.Size
 		r.sums[x.kind] = x.sum
 		r.need.add(x.need)
+		r.refusal = errors.Join(r.refusal, x.refusal)
 	}
 	r.Good = r.DamageTotal == 0
 	for _, w := range s.Manifest.Warnings {
