@@ -235,6 +235,63 @@ func TestWALThatBreaks(t *testing.T) {
 	require.Greater(t, found, tries*9/10)
 }
 
+// TestWALChain: what has right checksums and yet does not follow from what was before.
+func TestWALChain(t *testing.T) {
+	const seg, page = 1 << 20, 8192
+	long := func(b *walBuilder, more int) { // a record up to the end of the segment, less or more
+		b.header(0, 0)
+		room := seg - len(b.out)%seg
+		b.add(rmMessage, 0, make([]byte, room-room/page*24-recordHeader-5+more))
+	}
+	// left changes the bytes that a page's header says a record has left.
+	left := func(s *walSample, at int, by uint32) {
+		h := s.segments[at/seg][at%seg:]
+		binary.LittleEndian.PutUint32(h[16:], binary.LittleEndian.Uint32(h[16:])+by)
+		h[2] |= walContinues
+	}
+	for name, c := range map[string]struct {
+		build func(*walBuilder)
+		spoil func(*walSample)
+		says  string
+	}{
+		"good":                   {build: func(b *walBuilder) { long(b, 0); long(b, 0) }},
+		"another before":         {build: func(b *walBuilder) { long(b, -5000); b.prev -= 8; long(b, 0) }, says: "does not follow the one at"},
+		"another before, split":  {build: func(b *walBuilder) { long(b, -5000); b.prev -= 8; long(b, 5000) }, says: "does not follow the one at"},
+		"another before, joined": {build: func(b *walBuilder) { long(b, 0); b.prev -= 8 }, says: "does not follow the one at"},
+		"a page of another":      {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { left(s, page, 8) }, says: "the record there needs"},
+		"a page too many":        {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { left(s, seg-page, 8) }, says: "the record there needs"},
+		"a segment of another":   {build: func(b *walBuilder) { long(b, 5000) }, spoil: func(s *walSample) { left(s, seg, 8) }, says: "does not go on at"},
+		"a segment too many":     {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { left(s, seg, 8) }, says: "that did not begin"},
+		"an empty page":          {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { clear(s.segments[0][2*page : 3*page]) }, says: "an empty page comes"},
+		"no end": {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) {
+			s.part.StopLSN = lsnText(6*seg + 40 + 24) // behind the header of the last record
+			clear(s.segments[1][40:])
+		}, says: "no record begins there"},
+		"another end": {build: func(b *walBuilder) { long(b, 0); b.first += 8 }, spoil: func(s *walSample) { s.part.StartLSN = lsnText(5*seg + 40) }, says: "no record of the backup's end"},
+		"an end behind": {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) {
+			s.part.StopLSN = lsnText(6*seg + 40 + 24)
+		}, says: "beyond the backup's end"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBuilder(page, seg)
+			b.add(rmMessage, 0, nil)
+			c.build(b)
+			s := b.end(t)
+			if c.spoil != nil {
+				c.spoil(s)
+			}
+			for _, order := range permutations(len(s.segments)) {
+				h, _ := s.scan(t, order, func() int { return 5000 })
+				if c.says == "" {
+					require.Empty(t, h.problem)
+				} else {
+					require.Contains(t, h.problem, c.says)
+				}
+			}
+		})
+	}
+}
+
 func scanned(t testing.TB, s *walSample) *walHistory {
 	h, err := newWALHistory(s.part)
 	require.NoError(t, err)
