@@ -64,7 +64,7 @@ var (
 	sets       = gauge("sets", "Good sets on the disks of all nodes.", "instance")
 	damaged    = gauge("damaged_sets", "Sets on the disks of all nodes that a verification found damaged, or of which files are missing.", "instance")
 	problems   = gauge("unreadable_manifests", "Manifests, and files of proofs, on the disks of all nodes that cannot be read.", "instance")
-	newestSize = gauge("newest_set_size_bytes", "Size of the newest good set: the sum of its archives.", "instance")
+	newestSize = gauge("newest_set_size_bytes", "Size of the newest good set: the sum of its files but the manifest.", "instance")
 
 	active    = gauge("run_active", "1 while the instance has an open run.", "instance")
 	started   = gauge("run_start_timestamp_seconds", "When the open run was asked for.", "instance")

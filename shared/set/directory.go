@@ -95,6 +95,11 @@ func (m *Manifest) check(from string) error {
 			return fmt.Errorf("read manifest %s: archive %s is of unknown kind %q", from, a.Name, a.Kind)
 		}
 	}
+	for _, x := range m.Instructions {
+		if want := map[string]string{TextEntry: ID(m.Set).TextName(), ScriptEntry: ID(m.Set).ScriptName()}[x.Entry]; want == "" || x.Name != want {
+			return fmt.Errorf("read manifest %s: %q (%q) are no instructions of set %s", from, x.Name, x.Entry, m.Set)
+		}
+	}
 	if len(m.Archives) == 0 {
 		return fmt.Errorf("read manifest %s: it names no archive", from)
 	}
@@ -111,9 +116,12 @@ func ReadManifest(path string) (*Manifest, error) {
 	return DecodeManifest(f, path)
 }
 
-// Size is the size of all archives together.
+// Size is the size of the set's files together, but for the manifest.
 func (m *Manifest) Size() int64 {
 	var n int64
+	for _, x := range m.Instructions {
+		n += x.Size
+	}
 	for _, a := range m.Archives {
 		n += a.Size
 	}

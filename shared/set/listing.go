@@ -27,7 +27,7 @@ type Summary struct {
 	Instance string   `json:"instance"`
 	Parts    []string `json:"parts"`
 	Warnings []string `json:"warnings"`
-	Missing  []string `json:"missing"` // archives that are not beside the manifest, or of another size
+	Missing  []string `json:"missing"` // archives and instructions that are not beside the manifest, or of another size
 	Dir      string   `json:"dir"`
 }
 
@@ -83,14 +83,21 @@ func (m *Manifest) Summary(dir string) Summary {
 	s := Summary{Set: m.Set, Type: m.Type, Created: m.Finished, Size: &size, Parent: m.Parent, Instance: m.Instance,
 		Parts: m.Parts(), Warnings: m.Warnings, Archives: []string{}, Missing: []string{}, Dir: dir}
 	for _, a := range m.Archives {
-		path := filepath.Join(dir, a.Name)
-		s.Archives = append(s.Archives, path)
-		if fi, err := os.Lstat(path); err != nil || fi.Size() != a.Size {
-			s.Missing = append(s.Missing, a.Name)
-		}
+		s.Archives = append(s.Archives, filepath.Join(dir, a.Name))
+		s.look(a.Name, a.Size)
+	}
+	for _, x := range m.Instructions {
+		s.look(x.Name, x.Size)
 	}
 	s.proofs(ReadProofs(dir, ID(m.Set)))
 	return s
+}
+
+// look finds out whether a file of the set is there, with the size in the manifest.
+func (s *Summary) look(name string, size int64) {
+	if fi, err := os.Lstat(filepath.Join(s.Dir, name)); err != nil || fi.Size() != size {
+		s.Missing = append(s.Missing, name)
+	}
 }
 
 // proofs takes over what is known of the set's health.

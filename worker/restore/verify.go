@@ -72,6 +72,10 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 	r.add(s.before, len(s.before))
 	own := contradictions(s.Manifest, s.files, s.copied)
 	r.add(own, len(own))
+	if o.Kinds == nil { // a restore does not need them
+		told := s.instructions()
+		r.add(told, len(told))
+	}
 	scans := s.scans(ctx, o, r)
 	var total int64
 	for _, x := range scans {
