@@ -51,17 +51,8 @@ func Script(m *set.Manifest) []byte {
 	return []byte(before + b.String() + after)
 }
 
-// quote makes one word of a shell, whatever is in s. Characters that a terminal or an
-// editor would act on are no part of any value here.
-func quote(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
+// quote makes one word of a shell, whatever is in s.
+func quote(s string) string { return "'" + strings.ReplaceAll(printable(s), "'", `'\''`) + "'" }
 
 // limits are the settings that recovery must not go below, as name=value.
 func limits(p *set.Postgres) []string {

@@ -17,8 +17,12 @@ func Text(m *set.Manifest) []byte {
 	id := set.ID(m.Set)
 	title := "How to restore backup set " + m.Set
 	fmt.Fprintf(&p.b, "%s\n%s\n\n", title, strings.Repeat("=", len(title)))
-	p.say("Set %s of instance %s (catalog version %s) was made by %s %s on %s. It is a %s backup: it needs no other set. This page and the script beside it are in the main archive, too:",
-		m.Set, m.Instance, m.CatalogVersion, m.Program.Name, m.Program.Version, m.Finished.UTC().Format(time.RFC3339), m.Type)
+	alone := "it needs no other set"
+	if m.Parent != nil {
+		alone = "it needs set " + *m.Parent + ", too"
+	}
+	p.say("Set %s of instance %s (catalog version %s) was made by %s %s on %s. It is a %s backup: %s. This page and the script beside it are in the main archive, too:",
+		m.Set, m.Instance, m.CatalogVersion, m.Program.Name, m.Program.Version, m.Finished.UTC().Format(time.RFC3339), m.Type, alone)
 	p.command("tar xzf %s %s %s", id.MainName(), set.TextEntry, set.ScriptEntry)
 	p.blank()
 	p.say("In short, with the program catalog-backup and with nothing but the files:")
@@ -37,6 +41,7 @@ func Text(m *set.Manifest) []byte {
 func (p *page) holds(m *set.Manifest) {
 	id := set.ID(m.Set)
 	p.head("1. What the set holds")
+	p.say("Sizes are in bytes, names of facts as in the manifest.")
 	p.fact(id.MainName(), "")
 	p.fact("", "PostgreSQL and the application's files")
 	if has(m, "eventbus") {
@@ -77,9 +82,8 @@ func (p *page) postgres(x *set.Postgres) {
 	for _, f := range scalars(x) {
 		p.fact(f[0], "%s", f[1])
 	}
-	for _, l := range limits(x) {
-		name, n, _ := strings.Cut(l, "=")
-		p.fact("", "%s = %s at least, or recovery refuses", name, n)
+	if l := limits(x); len(l) > 0 {
+		p.fact("recovery demands", "at least %s", strings.Join(l, ", "))
 	}
 	p.list("Its databases:", len(x.Databases), func(i int) {
 		d := x.Databases[i]
@@ -153,8 +157,8 @@ func (p *page) withProgram(m *set.Manifest) {
 	p.say("It needs neither Redis nor a configuration. Verify reads every byte of the set; restore verifies first, and refuses a target that is not empty:")
 	p.command("worker verify %s", id.ManifestName())
 	p.command("worker restore %s --target /EMPTY/DIRECTORY", id.ManifestName())
-	p.say("One part alone:")
-	p.command("worker restore %s --target /EMPTY/DIRECTORY --only %s", id.ManifestName(), strings.Join(m.Parts(), ","))
+	p.say("One part alone (there are: %s):", strings.Join(m.Parts(), ", "))
+	p.command("worker restore %s --target /EMPTY/DIRECTORY --only %s", id.ManifestName(), append(m.Parts(), "files")[0])
 	if has(m, "eventbus") {
 		p.say("The events into a broker:")
 		p.command("worker restore %s --target /EMPTY/DIRECTORY --only eventbus --bus HOST:PORT", id.ManifestName())
@@ -167,19 +171,13 @@ func (p *page) byHand(m *set.Manifest) {
 	p.say("The script checks the archives' SHA-256, unpacks them, has pgBackRest restore the database, and prints the line that starts the server. It writes below the target only. Run it as root, or as the account that will run PostgreSQL:")
 	p.command("bash %s /EMPTY/DIRECTORY", id.ScriptName())
 	p.say("One part alone, or what is left where an archive is lost:")
-	p.command("bash %s /EMPTY/DIRECTORY %s", id.ScriptName(), strings.Join(m.Parts(), " "))
+	p.command("bash %s /EMPTY/DIRECTORY %s", id.ScriptName(), append(m.Parts(), "files")[0])
 	p.say("Out of the archive, where the script itself is lost:")
 	p.command("tar xzf %s %s", id.MainName(), set.ScriptEntry)
 	p.command("bash %s /EMPTY/DIRECTORY", set.ScriptEntry)
-	p.say("The same without the script:")
+	p.say("It is plain bash, and each of its steps can be typed instead. The SHA-256 are in the manifest:")
 	p.command("grep -A12 '\"archives\"' %s", id.ManifestName())
-	p.command("sha256sum %s*_backup.tar.gz", m.Set+"_alation_")
-	p.command("mkdir -p /EMPTY/DIRECTORY/unpacked && cd /EMPTY/DIRECTORY/unpacked")
-	p.command("tar -xzpf ARCHIVE --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' --acls")
-	if x := m.Postgres; x != nil {
-		p.command("pgbackrest --repo1-path=$PWD/%s --pg1-path=DATA --stanza=%s --set=%s --type=immediate --target-action=promote --archive-mode=off --tablespace-map-all=TABLESPACES restore", strings.TrimSuffix(set.PostgresRepo, "/"), quote(x.Stanza), quote(x.Label))
-		p.say("as the account that will run the server, with empty directories DATA and TABLESPACES. Then see to the configuration, as the next chapter says, before you start it.")
-	}
+	p.command("sha256sum %s_alation_*.tar.gz", m.Set)
 }
 
 func (p *page) server(m *set.Manifest) {
@@ -222,7 +220,7 @@ func (p *page) service(m *set.Manifest) {
 	p.say("In this order, with the catalog stopped and the machine off the network until the end, since restored jobs and notifications act in the name of the original:")
 	p.item("start PostgreSQL once in the target, so that it recovers; stop it; move it into its place and give it its configuration.")
 	if has(m, "files") {
-		p.item("copy each configured path from files/ of the target into its place, with cp -a.")
+		p.item("copy each configured path from files/ of the target (unpacked/files/ by the script) into its place, with cp -a.")
 	}
 	if has(m, "eventbus") {
 		p.item("load the events.")

@@ -33,7 +33,7 @@ type scan struct {
 
 	copies int
 	told   map[string]int // instructions that came, by entry
-	silent bool // behind a damage: what is missing is counted, not listed
+	silent bool           // behind a damage: what is missing is counted, not listed
 	unread int
 	damage []Damage
 	total  int
