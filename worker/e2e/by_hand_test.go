@@ -39,12 +39,18 @@ func TestRestoreByHand(t *testing.T) {
 	s.pg.Psql("create table kept_far tablespace far as select g, md5(g::text) from generate_series(1, 1000) g")
 	s.pg.Psql("alter system set session_preload_libraries = 'auto_explain'")
 	nastyFiles(t, filepath.Join(s.root, "app"))
+	s.startWorker()
 	a := s.backUp()
+	s.termWorker()
 	rows := "select count(*), md5(string_agg(body, ',' order by id)), (select md5(string_agg(md5, ',' order by g)) from kept_far) from events"
 	want := s.pg.Psql(rows)
 	files := tree(t, filepath.Join(s.root, "app"))
 	delete(files, "left.tmp") // excluded
 	records := digests(t, s.bus)
+	later, err := s.pg.Mkdir("later")
+	require.NoError(t, err)
+	s.pg.Psql(fmt.Sprintf("create tablespace later location '%s'", later))
+	segment := strings.TrimSpace(s.pg.Psql("select pg_walfile_name(pg_current_wal_insert_lsn())"))
 	require.NoError(t, s.pg.Kill9()) // and everything of the source but the set is out of reach
 	require.NoError(t, s.bus.Kill9())
 
@@ -69,18 +75,17 @@ func TestRestoreByHand(t *testing.T) {
 
 	t.Run("out of the archive alone, as an ordinary user", func(t *testing.T) { byHandFromTheArchive(t, s, a, rows, want) })
 	t.Run("parts of what is left", func(t *testing.T) { byHandInParts(t, s, a, files) })
+	t.Run("nothing leads out of the target", func(t *testing.T) { byHandStaysInside(t, s, a, segment, later) })
 	t.Run("refusals", func(t *testing.T) { byHandRefuses(t, s, a) })
 }
 
-// backUp makes a set, and ends the worker.
+// backUp makes a set.
 func (s *site) backUp() answer {
 	s.t.Helper()
-	s.startWorker()
 	out, code := s.producer("backup-all", "--wait", "--json")
 	require.Zero(s.t, code)
 	var a answer
 	require.NoError(s.t, json.Unmarshal([]byte(out), &a))
-	s.termWorker()
 	return a
 }
 
@@ -157,6 +162,43 @@ func byHandInParts(t *testing.T, s *site, a answer, files map[string]string) {
 	require.Equal(t, files, tree(t, filepath.Join(dir, "files/unpacked/files", s.root, "app")))
 	require.NoDirExists(t, filepath.Join(dir, "files/unpacked/postgres"))
 	require.NoDirExists(t, filepath.Join(dir, "files/postgres"))
+}
+
+// byHandStaysInside: a link in the data directory, and a tablespace that was made while
+// the backup ran, would lead the server out of the target. A pgbackrest that makes links,
+// and a pg_waldump that reads the WAL in which the source made a tablespace, stand in for
+// a set that has them.
+func byHandStaysInside(t *testing.T, s *site, a answer, segment, place string) {
+	dir := handOver(t, s, a.Archives[0], *a.Manifest, scriptOf(a))
+	script := filepath.Join(dir, filepath.Base(scriptOf(a)))
+	fake := filepath.Join(dir, "bin")
+	require.NoError(t, os.Mkdir(fake, 0o755))
+	put := func(name, text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(fake, name), []byte(text), 0o755))
+	}
+	run := func(target string) string {
+		cmd := exec.Command("bash", script, filepath.Join(dir, target), "postgres")
+		cmd.Env = append(os.Environ(), "PATH="+fake+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		require.Error(t, err, "%s", out)
+		require.NotContains(t, string(out), "pg_ctl -D", "no line that starts it")
+		require.Contains(t, string(out), "is not complete: remove it")
+		return string(out)
+	}
+	put("pgbackrest", "#!/bin/sh\nset -e\n/usr/bin/pgbackrest \"$@\"\ncase \"$*\" in *restore) ln -s /tmp "+dir+"/linked/postgres/data/pg_log;; esac\n")
+	require.Contains(t, run("linked"), "links, which may lead to a server in use")
+	require.NoError(t, os.Remove(filepath.Join(fake, "pgbackrest")))
+
+	bin, err := lab.PGBinDir()
+	require.NoError(t, err)
+	for _, name := range []string{"pg_ctl", "pg_controldata", "psql"} {
+		require.NoError(t, os.Symlink(filepath.Join(bin, name), filepath.Join(fake, name)))
+	}
+	put("pg_waldump", "#!/bin/sh\nexec "+bin+"/pg_waldump -p "+s.pg.DataDir+"/pg_wal -r Tablespace "+segment+"\n")
+	text, err := os.ReadFile(script)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(script, []byte(strings.Replace(string(text), "/usr/lib/postgresql/$MAJOR/bin", fake, 1)), 0o600))
+	require.Contains(t, run("spaced"), "a tablespace was made in "+place+", which exists on this host")
 }
 
 // byHandRefuses: whatever is refused is refused before anything is written.
@@ -380,6 +422,7 @@ func loadByHand(t *testing.T, m *set.Manifest, unpacked string) *lab.Broker {
 // but what lies in the damaged bytes.
 func TestSalvageByHand(t *testing.T) {
 	s := newSite(t, 1000, "")
+	s.startWorker()
 	a := s.backUp()
 	worker := func(args ...string) string { // the examples in docs/exit-codes.md have the fields that there are
 		out, err := exec.Command(filepath.Join(programs, "worker"), append(args, "--json")...).Output()
@@ -414,4 +457,5 @@ func TestSalvageByHand(t *testing.T) {
 	}
 	require.Equal(t, 1, wrong, "and one is damaged")
 	require.FileExists(t, filepath.Join(dir, "catalog-backup/set.json"))
+	t.Run("the finding reaches the person", func(t *testing.T) { damageReachesThePerson(t, s, a, content) })
 }
