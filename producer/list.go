@@ -36,6 +36,11 @@ time of that. Files of other origin in the dump directories are named too.
 				return err
 			}
 			if a.json {
+				for _, n := range nodes { // as `worker list` has them
+					for _, p := range n.Problems {
+						fmt.Fprintf(a.err, "%s: node %s: %s\n", name, exit.Printable(n.Node), exit.Printable(p))
+					}
+				}
 				return exit.JSON(a.out, linesOf(nodes))
 			}
 			a.printSets(c.config.Instance, nodes)

@@ -180,6 +180,7 @@ func TestList(t *testing.T) {
 	publish(s)
 	r := s.do("list", "--json")
 	require.Zero(t, r.code)
+	require.Contains(t, r.err, "node host1: read manifest /d/x: damaged")
 	var all []json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(r.out), &all))
 	require.Len(t, all, 2)

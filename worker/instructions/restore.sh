@@ -32,6 +32,8 @@ ended() {
 trap ended EXIT
 step() { printf '== %s\n' "$*"; }
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+# owner runs a command as the account that will run PostgreSQL.
+owner() { if [ "$(id -u)" = 0 ]; then runuser -u "$account" -- "$@"; else "$@"; fi; }
 wants() { [[ " $parts " == *" $1 "* ]]; }
 
 from='' target='' parts=''
@@ -60,9 +62,10 @@ for name in ${!PGBACKREST_@} PGDATA PGHOST PGPORT PGOPTIONS PGSERVICE; do unset 
 for tool in tar gzip sha256sum awk df find; do
   command -v "$tool" >/dev/null || die "$tool is missing: install it"
 done
-tar --version | grep -q 'GNU tar' || die "GNU tar is needed, since the archives hold extended attributes and sparse files: install it"
+[[ "$(tar --version 2>&1)" == *'GNU tar'* ]] || die "GNU tar is needed, since the archives hold extended attributes and sparse files: install it"
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+self=$(printf 'bash %q' "$here/$(basename -- "${BASH_SOURCE[0]}")")
 main=${ID}_alation_backup.tar.gz bus=${ID}_alation_eb_backup.tar.gz manifest=${ID}_alation_backup.json
 if [ -n "$from" ]; then
   dir=$(readlink -e -- "$from") || die "$from is not there"
@@ -82,26 +85,26 @@ for a in "${archives[@]}"; do
     if [ "$p" = eventbus ]; then b=$bus; else b=$main; fi
     [ ! -f "$dir/$b" ] || left+=" $p"
   done
-  die "$dir/$a is missing: bring it, or say where the archives lie by --from DIR${left:+, or restore what is there: bash $0${from:+ --from $from} $target$left}"
+  die "$dir/$a is missing: bring it, or say where the archives lie by --from DIR${left:+, or restore what is there: $self${from:+ --from $dir} $target$left}"
 done
 
-bin='' as=()
+bin='' as=''
 if wants postgres; then
   for b in "/usr/lib/postgresql/$MAJOR/bin" "/usr/pgsql-$MAJOR/bin" "/usr/lib/postgresql$MAJOR/bin" /usr/local/pgsql/bin "$(dirname -- "$(command -v pg_ctl || echo /none)")"; do
     [ -x "$b/pg_ctl" ] && [[ "$("$b/pg_ctl" --version)" =~ \ $MAJOR([.a-z]|$) ]] && { bin=$b; break; }
   done
   others=${PARTS/postgres/}
-  [ -n "$bin" ] || die "PostgreSQL $MAJOR is not installed here, and no other major version can start this database: apt-get install postgresql-$MAJOR (from https://apt.postgresql.org where the system has another), or dnf install postgresql$MAJOR-server (https://yum.postgresql.org)${others:+; without PostgreSQL: bash $0 $target$others}"
+  [ -n "$bin" ] || die "PostgreSQL $MAJOR is not installed here, and no other major version can start this database: apt-get install postgresql-$MAJOR (from https://apt.postgresql.org where the system has another), or dnf install postgresql$MAJOR-server (https://yum.postgresql.org)${others:+; without PostgreSQL: $self${from:+ --from $dir} $target$others}"
   command -v pgbackrest >/dev/null || die "pgBackRest is missing: install the package pgbackrest, $PGBACKREST or newer"
   socket=$target/postgres/socket
   [ ${#socket} -le 87 ] || die "the path of the target is too long for the server's socket: choose one of at most $((87 - 16)) characters"
   if [ "$(id -u)" = 0 ]; then
     command -v runuser >/dev/null || die "runuser is missing: install util-linux"
     id -u "$account" >/dev/null 2>&1 || die "there is no account $account to run PostgreSQL, which refuses to run as root: make it, or name another in PGUSER_OS"
-    as=(runuser -u "$account" --)
+    as="runuser -u $account -- "
     up=$target
     while up=$(dirname -- "$up"); do
-      [ ! -d "$up" ] || "${as[@]}" test -x "$up" || die "the account $account, which will run PostgreSQL, cannot enter $up: chmod o+x $up, or choose another target"
+      [ ! -d "$up" ] || owner test -x "$up" || die "the account $account, which will run PostgreSQL, cannot enter $up: chmod o+x $up, or choose another target"
       [ "$up" != / ] || break
     done
   fi
@@ -183,7 +186,7 @@ if [ "$(id -u)" = 0 ]; then
   chown -Rh "$account:" "$target/postgres" "$repo"
   chmod 711 "$target" "$target/unpacked" "$target/unpacked/postgres"
 fi
-tool() { "${as[@]}" pgbackrest --config="$conf" --stanza=catalog "$@"; }
+tool() { owner pgbackrest --config="$conf" --stanza=catalog "$@"; }
 # Type none leaves the recovery to the lines below: the server takes its WAL from pg_wal and asks nobody.
 tool --set="$LABEL" --type=none --tablespace-map-all="$target/postgres/tablespaces" restore
 segments=0
@@ -208,7 +211,7 @@ for name in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
 done
 libraries=$(find "$data"/*.original "$target/unpacked/postgres/config" -type f -exec grep -hiE '^[[:space:]]*(shared|session|local)_preload_libraries' {} + 2>/dev/null | sort -u | cat -v || true)
 limits=$LIMITS
-[ -n "$limits" ] || limits=$("${as[@]}" "$bin/pg_controldata" "$data" |
+[ -n "$limits" ] || limits=$(owner "$bin/pg_controldata" "$data" |
   sed -nE 's/^(max_connections|max_worker_processes|max_wal_senders|max_prepared_xacts|max_locks_per_xact) setting: +([0-9]+)$/\1=\2/p' |
   sed -e 's/max_prepared_xacts/max_prepared_transactions/' -e 's/max_locks_per_xact/max_locks_per_transaction/')
 recovery="restore_command = 'false'
@@ -229,7 +232,7 @@ max_logical_replication_workers = 0
 shared_preload_libraries = ''
 huge_pages = try
 C
-  [ "$MAJOR" -lt 12 ] || printf '# It takes its WAL from pg_wal, to the end of the backup.\n%s\n' "$recovery"
+  [ "$MAJOR" -lt 12 ] || printf "# It takes its WAL from pg_wal, to the end of the backup.\n%s\nrecovery_target_timeline = 'current'\n" "$recovery"
 } >"$data/postgresql.conf"
 : >"$data/postgresql.auto.conf"
 : >"$data/pg_ident.conf"
@@ -238,7 +241,7 @@ if [ "$MAJOR" -lt 12 ]; then printf '%s\n' "$recovery" >"$data/recovery.conf"; e
 [ "$(id -u)" != 0 ] || chown -Rh "$account:" "$data"
 
 # Tablespaces that were made while the backup ran are not in it, and recovery would link them to their old place.
-made=$("${as[@]}" "$bin/pg_waldump" -p "$data/pg_wal" -r Tablespace -s "$START_LSN" -e "$STOP_LSN" 2>/dev/null | sed -nE 's/.*desc: CREATE [0-9]+ "(.*)"$/\1/p' || true)
+made=$(owner "$bin/pg_waldump" -p "$data/pg_wal" -r Tablespace -s "$START_LSN" -e "$STOP_LSN" 2>/dev/null | sed -nE 's/.*desc: CREATE [0-9]+ "(.*)"$/\1/p' || true)
 while read -r place; do
   [ -n "$place" ] || continue
   [ ! -e "$place" ] || die "while the backup ran, a tablespace was made in $(cat -v <<<"$place"), which exists on this host: recovery would write into it. Start the server on a host, or in a container, without it"
@@ -251,6 +254,6 @@ echo "The server that starts here listens on its socket only, archives nothing a
 echo "configuration back, in each database: for each row of pg_subscription, ALTER SUBSCRIPTION name DISABLE, and"
 echo "ALTER SUBSCRIPTION name SET (slot_name = NONE): or it takes the changes that the original still waits for."
 echo "start PostgreSQL, which then recovers to the end of the backup by itself:"
-echo "  ${as[*]}${as:+ }$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
+echo "  $as$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
 echo "look at it:"
-echo "  ${as[*]}${as:+ }$bin/psql -h $socket -p 5432 -U postgres -d postgres -l"
+echo "  $as$bin/psql -h $socket -p 5432 -U postgres -d postgres -l"

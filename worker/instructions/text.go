@@ -146,7 +146,7 @@ func (p *page) needed(m *set.Manifest) {
 		v := major(x)
 		p.item("PostgreSQL %d, which is the only major version that can start this database (it was %s). Debian and Ubuntu: apt-get install postgresql-%d, from https://apt.postgresql.org where the system has another. Red Hat and its like: dnf install postgresql%d-server, from https://yum.postgresql.org.", v, x.ServerVersion, v, v)
 		p.item("pgBackRest %s or newer: apt-get install pgbackrest, or dnf install pgbackrest.", x.Tool.Version)
-		p.item("The packages of the extensions that the databases use.")
+		p.item("The packages of the extensions that the databases use, and the locales (locale -a).")
 		p.item("Where the C library (glibc) or ICU is of another version than on the original host, texts may sort in another way, and indexes on them be wrong: REINDEX DATABASE in each database before anybody writes.")
 	}
 }
