@@ -81,7 +81,7 @@ func List(dir string) (Listing, error) {
 func (m *Manifest) Summary(dir string) Summary {
 	size := m.Size()
 	s := Summary{Set: m.Set, Type: m.Type, Created: m.Finished, Size: &size, Parent: m.Parent, Instance: m.Instance,
-		Parts: m.Parts(), Warnings: m.Warnings, Archives: []string{}, Missing: []string{}, Dir: dir}
+		Parts: m.Parts(), Warnings: briefly(m.Warnings), Archives: []string{}, Missing: []string{}, Dir: dir}
 	for _, a := range m.Archives {
 		s.Archives = append(s.Archives, filepath.Join(dir, a.Name))
 		s.look(a.Name, a.Size)
@@ -91,6 +91,18 @@ func (m *Manifest) Summary(dir string) Summary {
 	}
 	s.proofs(ReadProofs(dir, ID(m.Set)))
 	return s
+}
+
+// briefly bounds a list of texts for people.
+func briefly(texts []string) []string {
+	out := []string{}
+	for i, x := range texts {
+		if i == listedWarnings {
+			return append(out, fmt.Sprintf("and %d more: the manifest has them", len(texts)-i))
+		}
+		out = append(out, brief(x, listedWarning))
+	}
+	return out
 }
 
 // look finds out whether a file of the set is there, with the size in the manifest.

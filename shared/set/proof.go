@@ -60,6 +60,9 @@ const (
 	provenText   = 4 << 10
 	listedDamage = 10
 	listedText   = 300
+	// Warnings of the backup itself, which name at most 20 files each.
+	listedWarnings = 50
+	listedWarning  = 4 << 10
 )
 
 // ReadProofs reads the proofs beside the manifest of id in dir; none is no error.

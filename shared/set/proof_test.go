@@ -40,20 +40,26 @@ func TestProofsAreAdded(t *testing.T) {
 func TestManyFindingsAreListedInShort(t *testing.T) {
 	dir := t.TempDir()
 	p := Proof{Kind: "verify", At: proofTime, DamageTotal: 70_000}
+	one := Damage{Entry: "files/\x1b[2J\xff\u202e" + strings.Repeat("ü", 5000), Problem: "torn\n" + strings.Repeat("y", 1<<20)}
 	for range 1000 {
-		p.Damage = append(p.Damage, Damage{Entry: "files/\x1b[2J\xff\u202e" + strings.Repeat("ü", 5000), Problem: "torn\n" + strings.Repeat("y", 1<<20)})
+		p.Damage = append(p.Damage, one)
 	}
 	require.NoError(t, AddProof(dir, id, p))
 	kept, err := ReadProofs(dir, id)
 	require.NoError(t, err)
 	require.Len(t, kept.Proofs[0].Damage, provenDamage)
 	require.Equal(t, 70_000, kept.Proofs[0].DamageTotal)
-	s := sample().Summary(dir)
+	m := sample()
+	for range 1000 {
+		m.Warnings = append(m.Warnings, "changed: "+one.Entry)
+	}
+	s := m.Summary(dir)
+	require.Equal(t, "and 950 more: the manifest has them", s.Warnings[len(s.Warnings)-1])
 	require.Len(t, s.Proof.Damage, listedDamage)
 	require.Equal(t, 70_000, s.Proof.Findings())
 	b, err := json.Marshal(s)
 	require.NoError(t, err)
-	require.Less(t, len(b), 10_000)
+	require.Less(t, len(b), 250_000)
 	require.True(t, utf8.Valid(b))
 	require.True(t, strings.HasPrefix(s.Proof.Damage[0].Entry, `files/\x1b[2J\xff\u202eü`), s.Proof.Damage[0].Entry)
 	require.True(t, strings.HasSuffix(s.Proof.Damage[0].Entry, "…"))
