@@ -41,6 +41,7 @@ func Script(m *set.Manifest) []byte {
 	}
 	number("MAJOR", int64(major(p)))
 	value("PGBACKREST", p.Tool.Version)
+	value("SUPERUSER", superuser(p))
 	value("LABEL", p.Label)
 	value("START_WAL", p.StartWAL)
 	value("STOP_WAL", p.StopWAL)
@@ -64,6 +65,16 @@ func limits(p *set.Postgres) []string {
 	}
 	sort.Strings(out)
 	return out
+}
+
+// superuser is the role that initdb made, where the set says.
+func superuser(p *set.Postgres) string {
+	for _, f := range fieldsOf(p) {
+		if f.name == "superuser" {
+			return f.one
+		}
+	}
+	return "postgres"
 }
 
 func major(p *set.Postgres) int { return p.ServerVersionNum / 10000 }

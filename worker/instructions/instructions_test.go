@@ -32,9 +32,9 @@ func sample() *set.Manifest {
 func TestTextSaysWhatIsThereAndEachCommand(t *testing.T) {
 	text := string(Text(sample()))
 	for _, want := range []string{"PostgreSQL 15, which is the only major", "postgresql-15", "pgBackRest 2.45 or newer", "20210923-202805F", "000000010000000000000030",
-		"far (16402), was in /data3/far", "/etc/postgresql/15/main/pg_hba.conf", "- /data1/site_data", "- *.tmp", "lineage: 1 partitions, 7 records, 70 bytes", "the search index",
-		"a file changed while it was read", "max_connections=300, max_wal_senders=10", "at most 33593370 bytes", "worker verify " + id.ManifestName(), "--only postgres",
-		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "rosemeta (UTF8, 900 bytes)"} {
+		"oid 16402, name far, location /data3/far", "path /etc/postgresql/15/main/pg_hba.conf", "- /data1/site_data", "- *.tmp", "lineage: 1 partitions, 7 records, 70 bytes", "the search index",
+		"a file changed while it was read", "- max_connections 300", "at most 33593370 bytes", "worker verify " + id.ManifestName(), "--only postgres",
+		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "oid 5, name rosemeta, encoding UTF8, size 900"} {
 		require.Contains(t, text, want)
 	}
 	for _, line := range strings.Split(text, "\n") {
@@ -102,4 +102,20 @@ func TestLongListsAreBounded(t *testing.T) {
 	text := string(Text(m))
 	require.Less(t, len(text), 60_000)
 	require.Contains(t, text, "and 19500 more: the manifest names them")
+}
+
+// What a later version records is told without a word of this package.
+func TestFieldsOfALaterVersion(t *testing.T) {
+	type later struct {
+		Tool    set.Tool          `json:"tool"`
+		Glibc   string            `json:"glibc"`
+		None    string            `json:"none"`
+		Preload map[string]string `json:"preload"`
+		Rows    []set.Tool        `json:"rows"`
+		Numbers []int             `json:"numbers"`
+		Null    []int             `json:"null"`
+	}
+	p := &page{}
+	p.fields(fieldsOf(later{set.Tool{Name: "x"}, "2.36", "", map[string]string{"shared_preload_libraries": "pg_cron"}, []set.Tool{{Name: "a", Version: "1"}}, []int{128, 129}, nil}, "tool"))
+	require.Equal(t, "  glibc                2.36\n\npreload:\n- shared_preload_libraries pg_cron\n\nrows:\n- name a, version 1\n\nnumbers:\n- 128\n- 129\n", p.b.String())
 }

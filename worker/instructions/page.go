@@ -1,8 +1,6 @@
 package instructions
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"unicode"
@@ -75,32 +73,4 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
-}
-
-// scalars are the fields of v that are one value, in their order, as its JSON names
-// them: what a later version records besides is told as well.
-func scalars(v any) [][2]string {
-	text, err := json.Marshal(v)
-	if err != nil {
-		return nil
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber()
-	_, _ = d.Token()
-	var out [][2]string
-	for d.More() {
-		key, _ := d.Token()
-		var value any
-		if d.Decode(&value) != nil {
-			break
-		}
-		name, _ := key.(string)
-		switch value := value.(type) {
-		case string, json.Number, bool:
-			if text := fmt.Sprint(value); text != "" {
-				out = append(out, [2]string{name, text})
-			}
-		}
-	}
-	return out
 }

@@ -256,4 +256,4 @@ echo "ALTER SUBSCRIPTION name SET (slot_name = NONE): or it takes the changes th
 echo "start PostgreSQL, which then recovers to the end of the backup by itself:"
 echo "  $as$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
 echo "look at it:"
-echo "  $as$bin/psql -h $socket -p 5432 -U postgres -d postgres -l"
+echo "  $as$bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d postgres -l"

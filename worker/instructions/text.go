@@ -79,25 +79,7 @@ func (p *page) postgres(x *set.Postgres) {
 	}
 	p.blank()
 	p.say("PostgreSQL, as a repository of %s %s, %s and %s of the main archive:", x.Tool.Name, x.Tool.Version, set.PostgresRepo, set.PostgresConfig)
-	for _, f := range scalars(x) {
-		p.fact(f[0], "%s", f[1])
-	}
-	if l := limits(x); len(l) > 0 {
-		p.fact("recovery demands", "at least %s", strings.Join(l, ", "))
-	}
-	p.list("Its databases:", len(x.Databases), func(i int) {
-		d := x.Databases[i]
-		p.item("%s (%s, %d bytes)", d.Name, d.Encoding, d.Size)
-	})
-	p.list("Its tablespaces, which come back in postgres/tablespaces of the target:", len(x.Tablespaces), func(i int) {
-		t := x.Tablespaces[i]
-		p.item("%s (%d), was in %s", t.Name, t.OID, t.Location)
-	})
-	p.list("Its configuration from outside the data directory:", len(x.Config), func(i int) { p.item("%s", x.Config[i].Path) })
-	p.list("Pages whose checksum was wrong already:", len(x.PageErrors), func(i int) {
-		e := x.PageErrors[i]
-		p.item("%s %s, blocks %s", e.File, e.Relation, e.Blocks)
-	})
+	p.fields(fieldsOf(x, "tool", "wal"))
 }
 
 func (p *page) files(x *set.Files) {
@@ -106,11 +88,7 @@ func (p *page) files(x *set.Files) {
 	}
 	p.blank()
 	p.say("The application's files, %s of the main archive, by their absolute paths:", set.FilesPrefix)
-	for _, f := range scalars(x) {
-		p.fact(f[0], "%s", f[1])
-	}
-	p.list("Their paths, as configured:", len(x.Paths), func(i int) { p.item("%s", x.Paths[i]) })
-	p.list("Left out, as configured:", len(x.Exclude), func(i int) { p.item("%s", x.Exclude[i]) })
+	p.fields(fieldsOf(x, "entries"))
 }
 
 func (p *page) bus(x *set.EventBus) {
@@ -119,9 +97,7 @@ func (p *page) bus(x *set.EventBus) {
 	}
 	p.blank()
 	p.say("The Event Bus, %s of its archive, as Kafka log segments:", set.EventBusPrefix)
-	for _, f := range scalars(x) {
-		p.fact(f[0], "%s", f[1])
-	}
+	p.fields(fieldsOf(x, "tool", "topics", "groups", "acls", "discarded"))
 	p.fact("consumer groups", "%d", len(x.Groups))
 	p.list("Its topics:", len(x.Topics), func(i int) {
 		t := x.Topics[i]
