@@ -35,6 +35,7 @@ func Script(m *set.Manifest) []byte {
 	number("NEED_POSTGRES", n.postgres)
 	number("NEED_FILES", n.files)
 	number("NEED_EVENTBUS", n.eventbus)
+	value("DISCARDED", strings.Join(discarded(m.EventBus), " "))
 	p := m.Postgres
 	if p == nil {
 		p = &set.Postgres{}
@@ -64,6 +65,24 @@ func limits(p *set.Postgres) []string {
 		}
 	}
 	sort.Strings(out)
+	return out
+}
+
+// segmentRE is the name of a segment's entry. Where a partition was read anew, each
+// further try has a directory of its own, as 0~2 beside 0.
+var segmentRE = regexp.MustCompile(`^` + set.EventBusPrefix + `[A-Za-z0-9._-]+/[0-9]+(~[0-9]+)?/[0-9]{20}\.log$`)
+
+// discarded are the entries of the bus archive that are no part of the set.
+func discarded(x *set.EventBus) []string {
+	var out []string
+	if x == nil {
+		return nil
+	}
+	for _, s := range x.Discarded {
+		if segmentRE.MatchString(s.Entry) {
+			out = append(out, s.Entry)
+		}
+	}
 	return out
 }
 

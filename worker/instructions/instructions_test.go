@@ -119,3 +119,29 @@ func TestFieldsOfALaterVersion(t *testing.T) {
 	p.fields(fieldsOf(later{set.Tool{Name: "x"}, "2.36", "", map[string]string{"shared_preload_libraries": "pg_cron"}, []set.Tool{{Name: "a", Version: "1"}}, []int{128, 129}, nil}, "tool"))
 	require.Equal(t, "  glibc                2.36\n\npreload:\n- shared_preload_libraries pg_cron\n\nrows:\n- name a, version 1\n\nnumbers:\n- 128\n- 129\n", p.b.String())
 }
+
+// The segments of a deleted topic, and the tries before the last at a partition, lie in
+// the archive and are no part of the set.
+func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
+	dir := t.TempDir()
+	m := sample()
+	m.Postgres, m.Files = nil, nil
+	const log = "/00000000000000000000.log"
+	for _, entry := range []string{"gone/0", "lineage/0", "lineage/1~2", "../x", "empty/0"} {
+		m.EventBus.Discarded = append(m.EventBus.Discarded, set.Segment{Entry: set.EventBusPrefix + entry + log})
+	}
+	for _, name := range []string{"gone/0", "lineage/0", "lineage/0~2", "lineage/1~2", "lineage/1~3", "lineage/2", "empty/0"} {
+		path := filepath.Join(dir, set.EventBusPrefix, name)
+		require.NoError(t, os.MkdirAll(path, 0o700))
+		require.NoError(t, os.WriteFile(path+log, []byte(name), 0o600))
+	}
+	out, err := exec.Command("tar", "-czf", filepath.Join(dir, id.EventBusName()), "-C", dir, "eventbus").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	script, target := filepath.Join(dir, id.ScriptName()), filepath.Join(dir, "new")
+	require.NoError(t, os.WriteFile(script, Script(m), 0o600))
+	out, err = exec.Command("bash", script, target).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	out, err = exec.Command("sh", "-c", "cd "+target+"/unpacked/eventbus/topics && find . -type f | sort | xargs grep -H . && ls").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, "./lineage/0"+log+":lineage/0~2\n./lineage/1"+log+":lineage/1~3\n./lineage/2"+log+":lineage/2\nlineage\n", string(out))
+}

@@ -153,6 +153,16 @@ for a in "${archives[@]}"; do
   tar -xzpf "$dir/$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' --acls "${leave[@]}"
 done
 
+# Segments of a topic that was deleted, and of a partition that was read anew, while the backup ran. What
+# was read last is the partition: 0~2 stands for 0.
+for entry in $DISCARDED; do rm -f -- "$target/unpacked/$entry"; done
+if wants eventbus && [ -d "$target/unpacked/eventbus" ]; then
+  find "$target/unpacked/eventbus" -mindepth 2 -type d -empty -delete
+  for again in "$target"/unpacked/eventbus/topics/*/*~*; do
+    [ ! -d "$again" ] || mv -T -- "$again" "${again%~*}"
+  done
+fi
+
 where() {
   step done
   ! wants files || echo "files:      $target/unpacked/files"
