@@ -36,6 +36,11 @@ time of that. Files of other origin in the dump directories are named too.
 				return err
 			}
 			if a.json {
+				for _, n := range nodes { // as `worker list` has them
+					for _, p := range n.Problems {
+						fmt.Fprintf(a.err, "%s: node %s: %s\n", name, exit.Printable(n.Node), exit.Printable(p))
+					}
+				}
 				return exit.JSON(a.out, linesOf(nodes))
 			}
 			a.printSets(c.config.Instance, nodes)
@@ -104,12 +109,17 @@ func (a *app) printTable(sets []set.Summary) {
 			standing.Span(a.now().Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), a.soundness(s))
 	}
 	_ = w.Flush()
+	for _, s := range sets {
+		if s.Proof != nil && !s.Proof.Good {
+			fmt.Fprintf(a.out, "damage: %s: %s\n", exit.Printable(s.Set), exit.Printable(s.Proof.First()))
+		}
+	}
 }
 
 // soundness says what is known of a set's health.
 func (a *app) soundness(s set.Summary) string {
 	if len(s.Missing) > 0 {
-		return "ARCHIVES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
+		return "FILES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
 	}
 	if s.Proof == nil {
 		return "none"

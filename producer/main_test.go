@@ -238,7 +238,7 @@ var (
 	attemptFields  = []string{"stage", "attempt", "node", "started", "ended", "outcome", "error"}
 	listFields     = []string{"set", "type", "created", "size", "archives", "parent", "proof"}
 	proofFields    = []string{"kind", "at", "good"}
-	showFields     = append(slices.Clone(listFields), "instance", "node", "dir", "published", "parts", "warnings", "missing", "damage")
+	showFields     = append(slices.Clone(listFields), "instance", "node", "dir", "published", "parts", "warnings", "missing", "damage", "damage_total")
 	cancelFields   = []string{"run", "state", "answer"}
 )
 

@@ -33,6 +33,9 @@ the last proof. "worker verify SET" reads the set itself.`,
 			}
 			node, s, ok := standing.FindSet(nodes, args[0])
 			if !ok {
+				if problem := standing.ProblemOf(nodes, args[0]); problem != "" {
+					return exit.Withf(exit.Damage, "show set %s: %s", args[0], problem)
+				}
 				return exit.Withf(exit.NotFound, "no set %q is published for instance %s; see `list` for those there are", args[0], c.config.Instance)
 			}
 			d := detailsOf(node, s)
@@ -56,14 +59,20 @@ type details struct {
 	Parts     []string     `json:"parts"`
 	Warnings  []string     `json:"warnings"`
 	Missing   []string     `json:"missing"`
-	Damage    []set.Damage `json:"damage"` // as of the last proof
+	Damage    []set.Damage `json:"damage"` // the first findings of the last proof
+	// DamageTotal counts all findings of the last proof.
+	DamageTotal int `json:"damage_total"`
+	// DoubtedBy is the last proof that found damage, where a newer one found none.
+	DoubtedBy    *set.Proof `json:"doubted_by,omitempty"`
+	ProofProblem string     `json:"proof_problem,omitempty"`
 }
 
 func detailsOf(n run.Published, s set.Summary) details {
 	d := details{Listed: s.Listed(), Instance: s.Instance, Node: n.Node, Dir: s.Dir, Published: n.At.UTC(),
-		Parts: array(s.Parts), Warnings: array(s.Warnings), Missing: array(s.Missing), Damage: []set.Damage{}}
+		Parts: array(s.Parts), Warnings: array(s.Warnings), Missing: array(s.Missing), Damage: []set.Damage{}, DoubtedBy: s.DoubtedBy, ProofProblem: s.ProofProblem}
 	if s.Proof != nil {
 		d.Damage = append(d.Damage, s.Proof.Damage...)
+		d.DamageTotal = s.Proof.Findings()
 	}
 	return d
 }
@@ -99,6 +108,15 @@ func (a *app) printDetails(d details) {
 	}
 	for _, x := range d.Damage {
 		line("damage", "%s: %s", x.Entry, x.Problem)
+	}
+	if more := d.DamageTotal - len(d.Damage); more > 0 {
+		line("damage", "and %d more: `worker verify %s` on node %s names them", more, d.Set, d.Node)
+	}
+	if p := d.DoubtedBy; p != nil {
+		line("doubt", "%s", standing.Doubt(*p))
+	}
+	if d.ProofProblem != "" {
+		line("PROBLEM", "%s", d.ProofProblem)
 	}
 	for _, w := range d.Warnings {
 		line("warning", "%s", w)

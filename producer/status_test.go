@@ -180,6 +180,7 @@ func TestList(t *testing.T) {
 	publish(s)
 	r := s.do("list", "--json")
 	require.Zero(t, r.code)
+	require.Contains(t, r.err, "node host1: read manifest /d/x: damaged")
 	var all []json.RawMessage
 	require.NoError(t, json.Unmarshal([]byte(r.out), &all))
 	require.Len(t, all, 2)
@@ -195,7 +196,7 @@ func TestList(t *testing.T) {
 	require.Equal(t, "202109222027_10-0-0-147420", two["parent"])
 
 	text := s.do("list").out
-	for _, words := range []string{"/d on node host1, as of 2021-09-23T20:30:00Z", "5.0 GiB", "postgres,files", "verify DAMAGED", "ARCHIVES MISSING",
+	for _, words := range []string{"/d on node host1, as of 2021-09-23T20:30:00Z", "5.0 GiB", "postgres,files", "verify DAMAGED", "damage: 202109232027_10-0-0-147420: files/x: wrong hash", "FILES MISSING",
 		`foreign: 202001010000_9-0_alation_backup.tar.gz\u001b[2J (not ours, never touched)`, "problem: read manifest"} {
 		require.Contains(t, text, words)
 	}
@@ -208,6 +209,7 @@ func TestShow(t *testing.T) {
 	require.Equal(t, "host1", v["node"])
 	require.Equal(t, []any{"postgres", "files"}, v["parts"])
 	require.Equal(t, []any{map[string]any{"entry": "files/x", "problem": "wrong hash"}}, v["damage"])
+	require.Equal(t, float64(1), v["damage_total"])
 	v = shape(t, s.do("show", "202109242027_10-0-0-147420", "--json").out, showFields...)
 	require.Equal(t, []any{"b.tar.gz"}, v["missing"])
 	require.Equal(t, []any{}, v["parts"])
@@ -216,4 +218,8 @@ func TestShow(t *testing.T) {
 	require.Contains(t, text, `one\u001b[31m`)
 	r := s.do("show", "202109250000_1")
 	require.Equal(t, exit.NotFound, r.code)
+	require.NoError(t, s.store.Publish(context.Background(), "catalog", run.Published{Node: "host3", Problems: []string{"read manifest /d/202109250000_1_alation_backup.json: it is damaged"}}))
+	r = s.do("show", "202109250000_1")
+	require.Equal(t, exit.Damage, r.code, "it is there, and its manifest cannot be read")
+	require.Contains(t, r.err, "it is damaged")
 }

@@ -79,6 +79,11 @@ func printListing(out io.Writer, dir string, l set.Listing, now time.Time) {
 		}
 		w.Flush()
 	}
+	for _, s := range l.Sets {
+		if s.Proof != nil && !s.Proof.Good {
+			fmt.Fprintf(out, "damage: %s: %s\n", s.Set, exit.Printable(s.Proof.First()))
+		}
+	}
 	for _, f := range l.Foreign {
 		fmt.Fprintf(out, "foreign: %s (no manifest of ours, never touched)\n", exit.Printable(f))
 	}
@@ -91,7 +96,7 @@ func printListing(out io.Writer, dir string, l set.Listing, now time.Time) {
 func soundness(s set.Summary) string {
 	switch {
 	case len(s.Missing) > 0:
-		return "ARCHIVES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
+		return "FILES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
 	case s.Proof == nil:
 		return "none"
 	case !s.Proof.Good:

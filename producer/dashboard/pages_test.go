@@ -46,8 +46,8 @@ func TestNeedsAttention(t *testing.T) {
 	}{
 		"a fresh set":       {[]set.Summary{fresh}, nil, true},
 		"an old set":        {[]set.Summary{old}, []string{"The newest good set of instance catalog is 1d06h old, more than 1d02h"}, false},
-		"a damaged one":     {[]set.Summary{old, damaged}, []string{"is 1d06h old", "Set " + other + " is damaged, as verify found."}, false},
-		"one missing":       {[]set.Summary{fresh, missing}, []string{"Set " + other + ": archives are missing"}, false},
+		"a damaged one":     {[]set.Summary{old, damaged}, []string{"is 1d06h old", "Set " + other + " is damaged, as verify found: files/a: its hash differs."}, false},
+		"one missing":       {[]set.Summary{fresh, missing}, []string{"Set " + other + ": files are missing"}, false},
 		"only damaged ones": {[]set.Summary{damaged}, []string{"Instance catalog has no good set."}, false},
 		"none":              {[]set.Summary{}, []string{"Instance catalog has no set yet."}, false},
 		"a broken chain": {[]set.Summary{fresh, damaged, child, orphan, circle}, []string{"Set " + child.Set + " cannot be restored: it needs " + other + ", which is damaged",

@@ -90,7 +90,7 @@ type setView struct {
 	URL, Age, SizeText      string
 	Node                    string
 	Published               time.Time
-	Proven, Damaged, Absent bool   // as of the last proof; archives missing
+	Proven, Damaged, Absent bool   // as of the last proof; files missing
 	Broken                  string // why the chain below an incremental set does not hold, or ""
 	ProofText               string
 	ParentURL               string
@@ -231,7 +231,7 @@ func setViewOf(instance string, n run.Published, s set.Summary, now time.Time) s
 		}
 	}
 	if v.Absent {
-		v.ProofText = "archives missing"
+		v.ProofText = "files missing"
 	}
 	return v
 }
@@ -278,6 +278,22 @@ func (s *Service) notices(v instanceView) []notice {
 	return out
 }
 
+// Unlisted is how many findings of the last proof are not listed.
+func (s setView) Unlisted() int {
+	if s.Proof == nil {
+		return 0
+	}
+	return s.Proof.Findings() - len(s.Proof.Damage)
+}
+
+// Doubt says what an earlier proof found, where the last one is good; or "".
+func (s setView) Doubt() string {
+	if s.DoubtedBy == nil {
+		return ""
+	}
+	return standing.Doubt(*s.DoubtedBy)
+}
+
 // setNotices name the sets that cannot be relied on, not all where there are many.
 func setNotices(sets []setView) []notice {
 	var out []notice
@@ -285,11 +301,13 @@ func setNotices(sets []setView) []notice {
 		n := notice{Grave: true, URL: x.URL}
 		switch {
 		case x.Absent:
-			n.Text = fmt.Sprintf("Set %s: archives are missing or of another size.", x.Set)
+			n.Text = fmt.Sprintf("Set %s: files are missing or of another size.", x.Set)
 		case x.Damaged:
-			n.Text = fmt.Sprintf("Set %s is damaged, as %s found.", x.Set, x.Proof.Kind)
+			n.Text = fmt.Sprintf("Set %s is damaged, as %s found: %s.", x.Set, x.Proof.Kind, x.Proof.First())
 		case x.Broken != "":
 			n.Text = fmt.Sprintf("Set %s cannot be restored: it %s.", x.Set, x.Broken)
+		case x.DoubtedBy != nil:
+			n.Grave, n.Text = false, fmt.Sprintf("Set %s: %s.", x.Set, standing.Doubt(*x.DoubtedBy))
 		default:
 			continue
 		}

@@ -5,6 +5,7 @@ package standing
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"catalog-backup/shared/exit"
@@ -197,4 +198,25 @@ func FindSet(nodes []run.Published, id string) (run.Published, set.Summary, bool
 		}
 	}
 	return node, found, ok
+}
+
+// ProblemOf is what a node said of a set whose manifest it cannot read; "" if none did.
+func ProblemOf(nodes []run.Published, id string) string {
+	if _, err := set.ParseID(id); err != nil {
+		return ""
+	}
+	for _, n := range nodes {
+		for _, p := range n.Problems {
+			if strings.Contains(p, set.ID(id).ManifestName()) {
+				return fmt.Sprintf("node %s: %s", n.Node, p)
+			}
+		}
+	}
+	return ""
+}
+
+// Doubt says of a set that a newer proof found good what an earlier one found.
+func Doubt(p set.Proof) string {
+	return fmt.Sprintf("%s found damage at %s (%s), which a newer proof did not: make sure of the disk and the memory of that host",
+		p.Kind, p.At.UTC().Format(time.RFC3339), p.First())
 }

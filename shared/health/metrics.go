@@ -62,7 +62,9 @@ var (
 	provenAt   = gauge("last_proven_timestamp_seconds", "When the newest set was made that a verification found good.", "instance")
 	provenAge  = gauge("last_proven_age_seconds", "How old the newest set is that a verification found good.", "instance")
 	sets       = gauge("sets", "Good sets on the disks of all nodes.", "instance")
-	newestSize = gauge("newest_set_size_bytes", "Size of the newest good set: the sum of its archives.", "instance")
+	damaged    = gauge("damaged_sets", "Sets on the disks of all nodes that a verification found damaged, or of which files are missing.", "instance")
+	problems   = gauge("unreadable_manifests", "Manifests, and files of proofs, on the disks of all nodes that cannot be read.", "instance")
+	newestSize = gauge("newest_set_size_bytes", "Size of the newest good set: the sum of its files but the manifest.", "instance")
 
 	active    = gauge("run_active", "1 while the instance has an open run.", "instance")
 	started   = gauge("run_start_timestamp_seconds", "When the open run was asked for.", "instance")
@@ -227,14 +229,16 @@ func (e emit) openRun(r *run.Record) {
 	}
 }
 
-// sets looks at what the nodes last said of their disks. A set of which archives
+// sets looks at what the nodes last said of their disks. A set of which files
 // are missing, or that a verification found damaged, is not a good one.
 func (e emit) sets(published []run.Published, now time.Time) {
 	var newest, proven *set.Summary
-	seen := map[string]bool{}
+	seen, bad, odd := map[string]bool{}, map[string]bool{}, 0
 	for _, p := range published {
+		odd += len(p.Problems)
 		for i, s := range p.Sets {
 			if len(s.Missing) > 0 || s.Proof != nil && !s.Proof.Good {
+				bad[s.Set] = true
 				continue
 			}
 			seen[s.Set] = true
@@ -247,6 +251,8 @@ func (e emit) sets(published []run.Published, now time.Time) {
 		}
 	}
 	e.gauge(sets, float64(len(seen)))
+	e.gauge(damaged, float64(len(bad)))
+	e.gauge(problems, float64(odd))
 	if newest != nil {
 		e.gauge(successAt, seconds(newest.Created))
 		e.gauge(successAge, max(0, now.Sub(newest.Created).Seconds()))

@@ -103,7 +103,7 @@ func publish(t *testing.T, store *run.Store, now time.Time) {
 	good, bad := &set.Proof{Kind: "verify", Good: true}, &set.Proof{Kind: "verify"}
 	require.NoError(t, store.Publish(ctx, "catalog", run.Published{Node: "host1", Sets: []set.Summary{
 		summary("a", 50*time.Hour, 100, good), summary("b", 26*time.Hour, 200, nil), summary("damaged", 2*time.Hour, 300, bad), summary("torn", time.Hour, 400, nil, "x.tar.gz")}}))
-	require.NoError(t, store.Publish(ctx, "catalog", run.Published{Node: "host2", Sets: []set.Summary{summary("c", 25*time.Hour, 250, nil), summary("old", 90*time.Hour, 50, good)}}))
+	require.NoError(t, store.Publish(ctx, "catalog", run.Published{Node: "host2", Sets: []set.Summary{summary("c", 25*time.Hour, 250, nil), summary("old", 90*time.Hour, 50, good)}, Problems: []string{"x.json: damaged"}}))
 }
 
 func TestMetrics(t *testing.T) {
@@ -168,6 +168,10 @@ func textOf(now time.Time) (string, error) {
 	add("live_schedulers", `{instance="fresh"} 0`)
 	add("sets", `{instance="catalog"} 4`)
 	add("sets", `{instance="fresh"} 0`)
+	add("damaged_sets", `{instance="catalog"} 2`)
+	add("damaged_sets", `{instance="fresh"} 0`)
+	add("unreadable_manifests", `{instance="catalog"} 1`)
+	add("unreadable_manifests", `{instance="fresh"} 0`)
 	add("newest_set_size_bytes", `{instance="catalog"} 250`)
 	add("last_success_age_seconds", `{instance="catalog"} 90000`)
 	add("last_proven_age_seconds", `{instance="catalog"} 180000`)

@@ -2,17 +2,13 @@ package set
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // ErrUnknownVersion is wrapped by the error for a manifest of a version that
@@ -99,6 +95,11 @@ func (m *Manifest) check(from string) error {
 			return fmt.Errorf("read manifest %s: archive %s is of unknown kind %q", from, a.Name, a.Kind)
 		}
 	}
+	for _, x := range m.Instructions {
+		if want := map[string]string{TextEntry: ID(m.Set).TextName(), ScriptEntry: ID(m.Set).ScriptName()}[x.Entry]; want == "" || x.Name != want {
+			return fmt.Errorf("read manifest %s: %q (%q) are no instructions of set %s", from, x.Name, x.Entry, m.Set)
+		}
+	}
 	if len(m.Archives) == 0 {
 		return fmt.Errorf("read manifest %s: it names no archive", from)
 	}
@@ -115,9 +116,12 @@ func ReadManifest(path string) (*Manifest, error) {
 	return DecodeManifest(f, path)
 }
 
-// Size is the size of all archives together.
+// Size is the size of the set's files together, but for the manifest.
 func (m *Manifest) Size() int64 {
 	var n int64
+	for _, x := range m.Instructions {
+		n += x.Size
+	}
 	for _, a := range m.Archives {
 		n += a.Size
 	}
@@ -147,60 +151,6 @@ func (m *Manifest) Parts() []string {
 		parts = append(parts, "files")
 	}
 	return parts
-}
-
-// Proof is what a verification or a drill found, later than the manifest.
-type Proof struct {
-	Kind   string    `json:"kind"` // verify or drill
-	At     time.Time `json:"at"`
-	Good   bool      `json:"good"`
-	Damage []Damage  `json:"damage,omitempty"`
-}
-
-// Proofs is the content of the proof file: newest last.
-type Proofs struct {
-	Format  string  `json:"format"`
-	Version int     `json:"version"`
-	Set     string  `json:"set"`
-	Proofs  []Proof `json:"proofs"`
-}
-
-const (
-	proofFormat = "catalog-backup/proof"
-	keptProofs  = 100
-)
-
-// ReadProofs reads the proofs beside the manifest of id in dir; none is no error.
-func ReadProofs(dir string, id ID) (Proofs, error) {
-	p := Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
-	b, err := os.ReadFile(filepath.Join(dir, id.ProofName()))
-	if errors.Is(err, fs.ErrNotExist) {
-		return p, nil
-	}
-	if err != nil {
-		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
-	}
-	if err := json.Unmarshal(b, &p); err != nil {
-		return p, fmt.Errorf("read proofs of set %s: the file is damaged: %w; remove it, the next verify writes a new one", id, err)
-	}
-	return p, nil
-}
-
-// AddProof writes one more proof beside the manifest of id in dir.
-func AddProof(dir string, id ID, p Proof) error {
-	all, err := ReadProofs(dir, id)
-	if err != nil {
-		all = Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
-	}
-	all.Proofs = append(all.Proofs, p)
-	if n := len(all.Proofs); n > keptProofs {
-		all.Proofs = all.Proofs[n-keptProofs:]
-	}
-	b, err := json.MarshalIndent(all, "", "  ")
-	if err != nil {
-		return err
-	}
-	return WriteFile(filepath.Join(dir, id.ProofName()), append(b, '\n'))
 }
 
 // WriteFile writes a file the safe way: temporary name, fsync, rename,
@@ -251,85 +201,6 @@ func SyncDir(dir string) error {
 		return fmt.Errorf("sync directory %s: %w", dir, err)
 	}
 	return nil
-}
-
-// Summary is one line of a list of sets. Its JSON is the public one of `list`.
-type Summary struct {
-	Set      string    `json:"set"`
-	Type     Type      `json:"type"`
-	Created  time.Time `json:"created"`
-	Size     *int64    `json:"size"`
-	Archives []string  `json:"archives"`
-	Parent   *string   `json:"parent"`
-	Proof    *Proof    `json:"proof"`
-
-	Instance string   `json:"instance"`
-	Parts    []string `json:"parts"`
-	Warnings []string `json:"warnings"`
-	Missing  []string `json:"missing"` // archives that are not beside the manifest, or of another size
-	Dir      string   `json:"dir"`
-}
-
-// Listing is what a directory holds.
-type Listing struct {
-	Sets []Summary
-	// Foreign are files that look like a set's and have no manifest of ours:
-	// the catalog's own older backups. They are never touched.
-	Foreign []string
-	// Problems are manifests that cannot be read, in words.
-	Problems []string
-}
-
-// List reads every manifest in dir. Sets come oldest first.
-func List(dir string) (Listing, error) {
-	l := Listing{Sets: []Summary{}}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return l, fmt.Errorf("list sets: %w", err)
-	}
-	ours := map[string]bool{}
-	for _, e := range entries {
-		id, ok := IDOfName(e.Name())
-		if !ok || e.Name() != id.ManifestName() {
-			continue
-		}
-		m, err := ReadHead(filepath.Join(dir, e.Name()))
-		if err != nil {
-			l.Problems = append(l.Problems, err.Error())
-			continue
-		}
-		for _, n := range id.Names() {
-			ours[n] = true
-		}
-		l.Sets = append(l.Sets, m.Summary(dir))
-	}
-	for _, e := range entries {
-		if id, ok := IDOfName(e.Name()); ok && !ours[e.Name()] && e.Name() != id.ManifestName() {
-			l.Foreign = append(l.Foreign, e.Name())
-		}
-	}
-	sort.Slice(l.Sets, func(i, j int) bool { return l.Sets[i].Set < l.Sets[j].Set })
-	return l, nil
-}
-
-// Summary is the list line of a set whose files lie in dir.
-func (m *Manifest) Summary(dir string) Summary {
-	size := m.Size()
-	s := Summary{Set: m.Set, Type: m.Type, Created: m.Finished, Size: &size, Parent: m.Parent, Instance: m.Instance,
-		Parts: m.Parts(), Warnings: m.Warnings, Archives: []string{}, Missing: []string{}, Dir: dir}
-	for _, a := range m.Archives {
-		path := filepath.Join(dir, a.Name)
-		s.Archives = append(s.Archives, path)
-		if fi, err := os.Lstat(path); err != nil || fi.Size() != a.Size {
-			s.Missing = append(s.Missing, a.Name)
-		}
-	}
-	if p, err := ReadProofs(dir, ID(m.Set)); err == nil && len(p.Proofs) > 0 {
-		last := p.Proofs[len(p.Proofs)-1]
-		last.Damage = nil // it is in the proof file
-		s.Proof = &last
-	}
-	return s
 }
 
 // IsPart tells whether a base name is that of an archive being written for run.

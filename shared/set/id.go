@@ -47,6 +47,8 @@ const (
 	eventBusSuffix = "_alation_eb_backup.tar.gz"
 	manifestSuffix = "_alation_backup.json"
 	proofSuffix    = "_alation_backup.proof.json"
+	textSuffix     = "_alation_backup.restore.txt"
+	scriptSuffix   = "_alation_backup.restore.sh"
 )
 
 // MainName is the base name of the main archive.
@@ -61,14 +63,20 @@ func (id ID) ManifestName() string { return string(id) + manifestSuffix }
 // ProofName is the base name of the proofs.
 func (id ID) ProofName() string { return string(id) + proofSuffix }
 
+// TextName is the base name of the instructions for people.
+func (id ID) TextName() string { return string(id) + textSuffix }
+
+// ScriptName is the base name of the script that restores without this program.
+func (id ID) ScriptName() string { return string(id) + scriptSuffix }
+
 // Names are all final names a set may use.
 func (id ID) Names() []string {
-	return []string{id.MainName(), id.EventBusName(), id.ManifestName(), id.ProofName()}
+	return []string{id.MainName(), id.EventBusName(), id.ManifestName(), id.ProofName(), id.TextName(), id.ScriptName()}
 }
 
 // IDOfName tells which set a base name belongs to, by its form alone.
 func IDOfName(base string) (ID, bool) {
-	for _, suffix := range []string{mainSuffix, eventBusSuffix, proofSuffix, manifestSuffix} {
+	for _, suffix := range []string{mainSuffix, eventBusSuffix, proofSuffix, manifestSuffix, textSuffix, scriptSuffix} {
 		if s, ok := strings.CutSuffix(base, suffix); ok {
 			id, err := ParseID(s)
 			return id, err == nil

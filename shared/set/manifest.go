@@ -29,6 +29,9 @@ type Manifest struct {
 	Finished time.Time `json:"finished"`
 
 	Archives []Archive `json:"archives"`
+	// Instructions lie beside the archives, and in the main archive as ScriptEntry and
+	// TextEntry. Sets of earlier versions have none.
+	Instructions []Instruction `json:"instructions,omitempty"`
 
 	Postgres *Postgres `json:"postgres"`
 	EventBus *EventBus `json:"eventbus"`
@@ -69,6 +72,15 @@ type Archive struct {
 	SHA256 string `json:"sha256,omitempty"` // hex, of the .tar.gz file
 }
 
+// Instruction is a file that tells somebody who has nothing but the set's files how to
+// restore it. The one beside the archives and the one in the main archive are the same.
+type Instruction struct {
+	Name   string `json:"name"`  // base name
+	Entry  string `json:"entry"` // of the main archive: ScriptEntry or TextEntry
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"` // hex
+}
+
 // Paths inside the archives. Everything is under one of these.
 const (
 	PostgresRepo   = "postgres/pgbackrest/" // a pgBackRest repository (repo1-path)
@@ -76,6 +88,8 @@ const (
 	FilesPrefix    = "files/"               // application files, by absolute path
 	EventBusPrefix = "eventbus/topics/"     // <topic>/<partition>/<20-digit base offset>.log
 	ManifestCopy   = "catalog-backup/set.json"
+	TextEntry      = "catalog-backup/restore.txt"
+	ScriptEntry    = "catalog-backup/restore.sh"
 )
 
 // Damage is one thing that a verification found wrong.

@@ -149,19 +149,3 @@ func TestListTellsOursFromForeign(t *testing.T) {
 	_, err = List(filepath.Join(dir, "none"))
 	require.Error(t, err)
 }
-
-func TestProofsAreAdded(t *testing.T) {
-	dir := t.TempDir()
-	at := time.Date(2021, 9, 24, 1, 0, 0, 0, time.UTC)
-	require.NoError(t, AddProof(dir, id, Proof{Kind: "verify", At: at, Good: true}))
-	require.NoError(t, AddProof(dir, id, Proof{Kind: "verify", At: at.Add(time.Hour), Damage: []Damage{{Entry: "x", Problem: "gone"}}}))
-	p, err := ReadProofs(dir, id)
-	require.NoError(t, err)
-	require.Len(t, p.Proofs, 2)
-	s := sample().Summary(dir)
-	require.False(t, s.Proof.Good)
-	require.Nil(t, s.Proof.Damage)
-	fi, err := os.Stat(filepath.Join(dir, id.ProofName()))
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o600), fi.Mode().Perm())
-}

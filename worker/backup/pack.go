@@ -1,9 +1,8 @@
 package backup
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/archive"
 	"catalog-backup/worker/dump"
+	"catalog-backup/worker/instructions"
 	"catalog-backup/worker/pipeline"
 	"catalog-backup/worker/postgres"
 )
@@ -52,14 +52,15 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 		}
 	}
 	var m set.Manifest
-	for _, name := range []string{in.Set.MainName(), in.Set.ManifestName()} {
+	parts := []string{in.Set.MainName(), in.Set.TextName(), in.Set.ScriptName(), in.Set.ManifestName()}
+	for _, name := range parts {
 		if err := s.Dir.RemoveParts(a.Run.ID, name); err != nil {
 			return nil, err
 		}
 	}
 	files, err := s.write(ctx, a, in, &m)
 	if err != nil {
-		for _, name := range []string{in.Set.MainName(), in.Set.ManifestName()} {
+		for _, name := range parts {
 			if rerr := s.Dir.RemoveParts(a.Run.ID, name); rerr != nil {
 				s.Logf("%v", rerr)
 			}
@@ -137,6 +138,10 @@ func (j *job) archives(ctx context.Context) ([]dump.CommitFile, error) {
 		j.m.Archives = append(j.m.Archives, set.Archive{Kind: set.EventBusArchive, Name: j.in.Set.EventBusName()})
 	}
 	j.m.Finished = j.Now().UTC()
+	told, err := j.instructions(ctx, w)
+	if err != nil {
+		return nil, err
+	}
 	copyPath := filepath.Join(j.a.Dir, "set.json")
 	if err := j.writeManifest(copyPath); err != nil {
 		return nil, err
@@ -159,8 +164,36 @@ func (j *job) archives(ctx context.Context) ([]dump.CommitFile, error) {
 		j.m.Archives[1].Size, j.m.Archives[1].SHA256 = sum.Size, sum.SHA256
 		files = append(files, dump.CommitFile{Part: filepath.Base(b.Path), Final: j.in.Set.EventBusName(), Size: sum.Size, SHA256: sum.SHA256})
 	}
-	last, err := j.manifestPart()
-	return append(files, last), err
+	last, err := j.Dir.WritePart(j.in.Set.ManifestName(), j.a.Run.ID, j.a.Fence, j.manifestTo)
+	return append(append(files, told...), last), err
+}
+
+// instructions makes the files that tell how to restore the set, beside the archives
+// and in the main one. The manifest is complete by now but for the archives' hashes.
+func (j *job) instructions(ctx context.Context, w *archive.Writer) ([]dump.CommitFile, error) {
+	var parts []dump.CommitFile
+	for _, x := range []struct {
+		name, entry string
+		make        func(*set.Manifest) []byte
+	}{{j.in.Set.TextName(), set.TextEntry, instructions.Text}, {j.in.Set.ScriptName(), set.ScriptEntry, instructions.Script}} {
+		content := x.make(j.m)
+		part, err := j.Dir.WritePart(x.name, j.a.Run.ID, j.a.Fence, func(to io.Writer) error {
+			_, err := to.Write(content)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		h := &archive.Header{Name: x.entry, Kind: archive.Regular, Size: part.Size, Mode: 0o600, ModTime: j.m.Finished.Truncate(time.Second)}
+		if err := w.Entry(ctx, h, bytes.NewReader(content), archive.Text); err != nil {
+			return nil, err
+		}
+		parts = append(parts, part)
+	}
+	for i, entry := range []string{set.TextEntry, set.ScriptEntry} {
+		j.m.Instructions = append(j.m.Instructions, set.Instruction{Name: parts[i].Final, Entry: entry, Size: parts[i].Size, SHA256: parts[i].SHA256})
+	}
+	return parts, nil
 }
 
 // fill puts the repository, the server's configuration and the files into w.
@@ -227,13 +260,7 @@ func (j *job) writeManifest(path string) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Chmod(0o600); err != nil {
-		return err
-	}
-	if err := j.spool.rewind(); err != nil {
-		return err
-	}
-	if err := set.WriteManifest(f, j.m, j.spool.next); err != nil {
+	if err := j.manifestTo(f); err != nil {
 		return fmt.Errorf("write the manifest %s: %w", path, err)
 	}
 	if err := f.Sync(); err != nil {
@@ -242,21 +269,10 @@ func (j *job) writeManifest(path string) error {
 	return f.Close()
 }
 
-func (j *job) manifestPart() (dump.CommitFile, error) {
-	c := dump.CommitFile{Part: set.PartName(j.in.Set.ManifestName(), j.a.Run.ID, j.a.Fence), Final: j.in.Set.ManifestName()}
-	path := filepath.Join(j.Dir.Dump, c.Part)
-	if err := j.writeManifest(path); err != nil {
-		return c, err
+// manifestTo writes m with the spooled list of files.
+func (j *job) manifestTo(w io.Writer) error {
+	if err := j.spool.rewind(); err != nil {
+		return err
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return c, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if c.Size, err = io.Copy(h, f); err != nil {
-		return c, err
-	}
-	c.SHA256 = hex.EncodeToString(h.Sum(nil))
-	return c, nil
+	return set.WriteManifest(w, j.m, j.spool.next)
 }

@@ -169,6 +169,35 @@ func (d *Directory) complete(ctx context.Context, in Intent) bool {
 	return true
 }
 
+// WritePart makes a part for one final name of the run's set of what write gives:
+// complete, synced and hashed. A disk that is full is an error for good.
+func (d *Directory) WritePart(final, runID string, fence int64, write func(io.Writer) error) (CommitFile, error) {
+	c := CommitFile{Part: set.PartName(final, runID, fence), Final: final}
+	f, err := os.OpenFile(filepath.Join(d.Dump, c.Part), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return c, permanentIfFull(fmt.Errorf("write %s: %w", final, err))
+	}
+	h := sha256.New()
+	err = f.Chmod(0o600)
+	if err == nil {
+		err = write(io.MultiWriter(f, h))
+	}
+	if err == nil {
+		c.Size, err = f.Seek(0, io.SeekCurrent)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return c, permanentIfFull(fmt.Errorf("write %s: %w", final, err))
+	}
+	c.SHA256 = hex.EncodeToString(h.Sum(nil))
+	return c, nil
+}
+
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"catalog-backup/worker/stage"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 var noon = time.Date(2021, 9, 23, 20, 27, 41, 0, time.UTC)
@@ -82,7 +84,8 @@ func parts(t *testing.T, d *Directory, runID string, fence int64) (Intent, []Com
 	m, err := json.Marshal(set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(in.Set), Instance: "catalog", Run: runID,
 		Archives: []set.Archive{{Kind: set.MainArchive, Name: in.Set.MainName()}, {Kind: set.EventBusArchive, Name: in.Set.EventBusName()}}})
 	require.NoError(t, err)
-	return in, []CommitFile{write(in.Set.MainName(), []byte("main")), write(in.Set.EventBusName(), []byte("events")), write(in.Set.ManifestName(), m)}
+	return in, []CommitFile{write(in.Set.MainName(), []byte("main")), write(in.Set.EventBusName(), []byte("events")), write(in.Set.TextName(), []byte("text")),
+		write(in.Set.ScriptName(), []byte("script")), write(in.Set.ManifestName(), m)}
 }
 
 func yes() error { return nil }
@@ -103,7 +106,58 @@ func TestCommit(t *testing.T) {
 	stands, err := d.Clean(context.Background(), runID("a"), true)
 	require.NoError(t, err)
 	require.True(t, stands)
-	requireOnly(t, d, in.Set.MainName(), in.Set.EventBusName(), in.Set.ManifestName())
+	requireOnly(t, d, finals(files)...)
+}
+
+func finals(files []CommitFile) []string {
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Final)
+	}
+	return names
+}
+
+// The instructions are made, and their disk may fill then: an error for good, and
+// nothing is left of it.
+func TestWritePart(t *testing.T) {
+	d := newDirectory(t)
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	in, err := d.Reserve(runID("a"), "1.1", noon)
+	require.NoError(t, err)
+	c, err := d.WritePart(in.Set.ScriptName(), runID("a"), 1, func(w io.Writer) error { _, err := io.WriteString(w, "script"); return err })
+	require.NoError(t, err)
+	sum := sha256.Sum256([]byte("script"))
+	require.Equal(t, CommitFile{Part: set.PartName(in.Set.ScriptName(), runID("a"), 1), Final: in.Set.ScriptName(), Size: 6, SHA256: hex.EncodeToString(sum[:])}, c)
+	fi, err := os.Stat(filepath.Join(d.Dump, c.Part))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), fi.Mode().Perm())
+	_, err = d.Clean(context.Background(), runID("a"), true)
+	require.NoError(t, err)
+	requireOnly(t, d)
+
+	d.Dump = t.TempDir()
+	require.NoError(t, unix.Mount("none", d.Dump, "tmpfs", 0, "size=8k"))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(d.Dump, 0)) })
+	_, err = d.WritePart(in.Set.ScriptName(), runID("a"), 2, func(w io.Writer) error { _, err := w.Write(make([]byte, 64<<10)); return err })
+	require.True(t, stage.IsPermanent(err), "%v", err)
+	require.ErrorContains(t, err, "free space there")
+	require.NoError(t, d.RemoveParts(runID("a"), in.Set.ScriptName()))
+	requireOnly(t, d)
+}
+
+// An intent of a version without instructions is finished as it was meant.
+func TestIntentWithoutInstructions(t *testing.T) {
+	d := newDirectory(t)
+	in, files := parts(t, d, runID("a"), 1)
+	files = []CommitFile{files[0], files[4]}
+	in.Names = []string{in.Set.MainName(), in.Set.EventBusName(), in.Set.ManifestName(), in.Set.ProofName()}
+	require.NoError(t, d.writeIntent(in))
+	require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrFenced }), run.ErrFenced)
+	stands, err := d.Clean(context.Background(), runID("a"), true)
+	require.NoError(t, err)
+	require.True(t, stands)
+	requireOnly(t, d, finals(files)...)
 }
 
 func requireOnly(t *testing.T, d *Directory, names ...string) {
@@ -159,7 +213,7 @@ func TestCommitThatMayNotGoOnChangesNothing(t *testing.T) {
 // A kill between any two renames: the next worker finishes the commit, or takes
 // it back, as it is told to.
 func TestCommitCutShort(t *testing.T) {
-	for cut := 0; cut <= 3; cut++ {
+	for cut := 0; cut <= 5; cut++ {
 		for _, forward := range []bool{true, false} {
 			d := newDirectory(t)
 			_, files := parts(t, d, runID("a"), 1)
@@ -169,9 +223,9 @@ func TestCommitCutShort(t *testing.T) {
 			}
 			stands, err := d.Clean(context.Background(), runID("a"), forward)
 			require.NoError(t, err)
-			require.Equal(t, forward || cut == 3, stands, "cut %d forward %v", cut, forward)
+			require.Equal(t, forward || cut == 5, stands, "cut %d forward %v", cut, forward)
 			if stands {
-				requireOnly(t, d, files[0].Final, files[1].Final, files[2].Final)
+				requireOnly(t, d, finals(files)...)
 			} else {
 				requireOnly(t, d)
 			}
@@ -180,7 +234,7 @@ func TestCommitCutShort(t *testing.T) {
 }
 
 func TestCommitCutShortWithDamageIsTakenBack(t *testing.T) {
-	for damaged := range 3 {
+	for damaged := range 5 {
 		d := newDirectory(t)
 		_, files := parts(t, d, runID("a"), 1)
 		require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrFenced }), run.ErrFenced)

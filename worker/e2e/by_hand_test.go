@@ -1,118 +1,263 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
+	"syscall"
 	"testing"
-	"time"
 
 	"catalog-backup/shared/lab"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/instructions"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/sys/unix"
 )
 
-// A set restores without our program: docs/restore-by-hand.sh uses sha256sum, tar
-// and pgBackRest, and the bus comes into Apache Kafka the way docs/set-format.md
-// tells it. Everything is compared with the source.
+// A set restores without our program, by the script that lies beside it, which uses
+// sha256sum, tar and pgBackRest, and the bus comes into Apache Kafka the way
+// docs/set-format.md tells it. Everything is compared with the source.
 func TestRestoreByHand(t *testing.T) {
 	s := newSite(t, 50_000, "")
 	space, err := s.pg.Mkdir("space")
 	require.NoError(t, err)
 	s.pg.Psql(fmt.Sprintf("create tablespace far location '%s'", space))
 	s.pg.Psql("create table kept_far tablespace far as select g, md5(g::text) from generate_series(1, 1000) g")
+	s.pg.Psql("alter system set session_preload_libraries = 'auto_explain'")
 	nastyFiles(t, filepath.Join(s.root, "app"))
 	s.startWorker()
-	out, code := s.producer("backup-all", "--wait", "--json")
-	require.Zero(t, code)
-	var a answer
-	require.NoError(t, json.Unmarshal([]byte(out), &a))
+	a := s.backUp()
 	s.termWorker()
 	rows := "select count(*), md5(string_agg(body, ',' order by id)), (select md5(string_agg(md5, ',' order by g)) from kept_far) from events"
 	want := s.pg.Psql(rows)
 	files := tree(t, filepath.Join(s.root, "app"))
+	delete(files, "left.tmp") // excluded
 	records := digests(t, s.bus)
+	later, err := s.pg.Mkdir("later")
+	require.NoError(t, err)
+	s.pg.Psql(fmt.Sprintf("create tablespace later location '%s'", later))
+	segment := strings.TrimSpace(s.pg.Psql("select pg_walfile_name(pg_current_wal_insert_lsn())"))
 	require.NoError(t, s.pg.Kill9()) // and everything of the source but the set is out of reach
 	require.NoError(t, s.bus.Kill9())
 
-	target := filepath.Join(s.root, "by-hand")
-	said := byHand(t, *a.Manifest, target)
-	start := regexp.MustCompile(`(?m)^  (.*pg_ctl .* start)$`).FindStringSubmatch(said)
-	require.NotNil(t, start, "the start command in:\n%s", said)
-	stop := exec.Command("sh", "-c", strings.Replace(start[1], " start", " -m immediate stop", 1))
-	t.Cleanup(func() { _ = stop.Run() })
-	got, err := exec.Command("sh", "-c", start[1]).CombinedOutput()
-	serverLog, _ := os.ReadFile(filepath.Join(target, "postgres/server.log"))
-	require.NoError(t, err, "%s\n%s", got, serverLog)
-	require.Equal(t, strings.TrimSpace(want), strings.TrimSpace(restoredQuery(t, said, rows)))
-	require.Equal(t, "off|f", strings.TrimSpace(restoredQuery(t, said, "select current_setting('archive_mode'), pg_is_in_recovery()")))
-
-	restored := tree(t, filepath.Join(target, "unpacked/files", s.root, "app"))
-	delete(files, "left.tmp") // excluded
-	require.Equal(t, files, restored)
+	target := filepath.Join(s.root, "new", "by-hand")
+	said := byHand(t, scriptOf(a), target)
+	startByHand(t, said)
+	require.Equal(t, strings.TrimSpace(want), restoredQuery(t, said, rows))
+	quiet := map[string]string{"listen_addresses": "", "port": "5432", "archive_mode": "off", "max_logical_replication_workers": "0", "session_preload_libraries": "",
+		"shared_preload_libraries": "", "restore_command": "false", "huge_pages": "try", "unix_socket_directories": filepath.Join(target, "postgres/socket")}
+	for name, value := range quiet {
+		require.Equal(t, value, restoredQuery(t, said, "select current_setting('"+name+"')"), name)
+	}
+	require.Equal(t, "f", restoredQuery(t, said, "select pg_is_in_recovery()"))
+	require.Contains(t, said, "session_preload_libraries = 'auto_explain'")
+	require.Equal(t, files, tree(t, filepath.Join(target, "unpacked/files", s.root, "app")))
+	require.FileExists(t, filepath.Join(target, "postgres/data/postgresql.conf.original"))
 
 	m, err := set.ReadManifest(*a.Manifest)
 	require.NoError(t, err)
 	segmentsByKafkasOwnTool(t, m, filepath.Join(target, "unpacked"))
 	require.Equal(t, records, digests(t, loadByHand(t, m, filepath.Join(target, "unpacked"))))
+
+	t.Run("out of the archive alone, as an ordinary user", func(t *testing.T) { byHandFromTheArchive(t, s, a, rows, want) })
+	t.Run("parts of what is left", func(t *testing.T) { byHandInParts(t, s, a, files) })
+	t.Run("nothing leads out of the target", func(t *testing.T) { byHandStaysInside(t, s, a, segment, later) })
+	t.Run("refusals", func(t *testing.T) { byHandRefuses(t, s, a) })
 }
 
-// The script refuses before it writes anything.
-func TestRestoreByHandRefuses(t *testing.T) {
-	dir := t.TempDir()
-	id := "202109232027_10-0-0-147420"
-	manifest := filepath.Join(dir, id+"_alation_backup.json")
-	main := filepath.Join(dir, id+"_alation_backup.tar.gz")
-	require.NoError(t, os.WriteFile(main, []byte("damaged"), 0o600))
-	m := &set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: id, Archives: []set.Archive{{Kind: set.MainArchive, Name: filepath.Base(main), Size: 7, SHA256: strings.Repeat("0", 64)}},
-		Files: &set.Files{Entries: []set.File{}}}
-	var text bytes.Buffer
-	require.NoError(t, set.WriteManifest(&text, m, func() ([]byte, error) { return nil, io.EOF }))
-	require.NoError(t, os.WriteFile(manifest, text.Bytes(), 0o600))
+// backUp makes a set.
+func (s *site) backUp() answer {
+	s.t.Helper()
+	out, code := s.producer("backup-all", "--wait", "--json")
+	require.Zero(s.t, code)
+	var a answer
+	require.NoError(s.t, json.Unmarshal([]byte(out), &a))
+	return a
+}
+
+// scriptOf is the script beside a set.
+func scriptOf(a answer) string {
+	return filepath.Join(filepath.Dir(*a.Manifest), set.ID(*a.Set).ScriptName())
+}
+
+// byHandFromTheArchive has the main archive and nothing else, and takes the script out
+// of it: the manifest is lost. The account postgres does it, without root.
+func byHandFromTheArchive(t *testing.T, s *site, a answer, rows, want string) {
+	dir := handOver(t, s, a.Archives[0])
+	user, err := lab.PostgresUser()
+	require.NoError(t, err)
+	as := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
+		cmd.Dir, cmd.SysProcAttr = dir, &syscall.SysProcAttr{Credential: user}
+		cmd.Env = append(os.Environ(), "PGBACKREST_REPO1_PATH=/nowhere", "PGPORT=9")
+		return cmd
+	}
+	out, err := as("tar", "xzf", filepath.Base(a.Archives[0]), set.ScriptEntry).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	target := filepath.Join(dir, "restored")
+	out, err = as("bash", set.ScriptEntry, "restored", "postgres", "files").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	said := string(out)
+	require.Contains(t, said, "gzip's own checksums are all that can be looked at")
+	require.NotContains(t, said, "runuser")
+	start := startCommand(t, said)
+	cmd := as("sh", "-c", start)
+	t.Cleanup(func() { _ = as("sh", "-c", stopCommand(start)).Run() })
+	out, err = cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	psql := regexp.MustCompile(`(?m)^  (.*psql .*) -l$`).FindStringSubmatch(said)
+	require.NotNil(t, psql, said)
+	out, err = as("sh", "-c", psql[1]+" -AtX -c \""+rows+"\"").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, strings.TrimSpace(want), strings.TrimSpace(string(out)))
+	require.FileExists(t, filepath.Join(target, "unpacked/files", s.root, "app/blob00"))
+}
+
+// handOver gives a directory with files of the set to the account postgres.
+func handOver(t *testing.T, s *site, files ...string) string {
+	dir, err := os.MkdirTemp(s.root, "hand-")
+	require.NoError(t, err)
+	user, err := lab.PostgresUser()
+	require.NoError(t, err)
+	for _, from := range files {
+		to := filepath.Join(dir, filepath.Base(from))
+		require.NoError(t, os.Link(from, to))
+		if user != nil {
+			require.NoError(t, os.Chown(to, int(user.Uid), int(user.Gid)))
+		}
+	}
+	require.NoError(t, os.Chmod(dir, 0o755))
+	if user != nil {
+		require.NoError(t, os.Chown(dir, int(user.Uid), int(user.Gid)))
+	}
+	return dir
+}
+
+// byHandInParts restores what is left where an archive is lost.
+func byHandInParts(t *testing.T, s *site, a answer, files map[string]string) {
+	dir := handOver(t, s, a.Archives[1], scriptOf(a), *a.Manifest)
+	script := filepath.Join(dir, filepath.Base(scriptOf(a)))
+	out, err := exec.Command("bash", script, filepath.Join(dir, "new")).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "alation_backup.tar.gz is missing")
+	require.Contains(t, string(out), "restore what is there: bash ")
+	require.NoDirExists(t, filepath.Join(dir, "new"))
+	byHand(t, script, filepath.Join(dir, "events"), "eventbus")
+	require.DirExists(t, filepath.Join(dir, "events/unpacked/eventbus/topics/lineage"))
+	byHand(t, script, "--from", s.dump(), filepath.Join(dir, "files"), "files")
+	require.Equal(t, files, tree(t, filepath.Join(dir, "files/unpacked/files", s.root, "app")))
+	require.NoDirExists(t, filepath.Join(dir, "files/unpacked/postgres"))
+	require.NoDirExists(t, filepath.Join(dir, "files/postgres"))
+}
+
+// byHandStaysInside: a link in the data directory, and a tablespace that was made while
+// the backup ran, would lead the server out of the target. A pgbackrest that makes links,
+// and a pg_waldump that reads the WAL in which the source made a tablespace, stand in for
+// a set that has them.
+func byHandStaysInside(t *testing.T, s *site, a answer, segment, place string) {
+	dir := handOver(t, s, a.Archives[0], *a.Manifest, scriptOf(a))
+	script := filepath.Join(dir, filepath.Base(scriptOf(a)))
+	fake := filepath.Join(dir, "bin")
+	require.NoError(t, os.Mkdir(fake, 0o755))
+	put := func(name, text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(fake, name), []byte(text), 0o755))
+	}
+	run := func(target string) string {
+		cmd := exec.Command("bash", script, filepath.Join(dir, target), "postgres")
+		cmd.Env = append(os.Environ(), "PATH="+fake+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		require.Error(t, err, "%s", out)
+		require.NotContains(t, string(out), "pg_ctl -D", "no line that starts it")
+		require.Contains(t, string(out), "is not complete: remove it")
+		return string(out)
+	}
+	put("pgbackrest", "#!/bin/sh\nset -e\n/usr/bin/pgbackrest \"$@\"\ncase \"$*\" in *restore) ln -s /tmp "+dir+"/linked/postgres/data/pg_log;; esac\n")
+	require.Contains(t, run("linked"), "links, which may lead to a server in use")
+	require.NoError(t, os.Remove(filepath.Join(fake, "pgbackrest")))
+
+	bin, err := lab.PGBinDir()
+	require.NoError(t, err)
+	for _, name := range []string{"pg_ctl", "pg_controldata", "psql"} {
+		require.NoError(t, os.Symlink(filepath.Join(bin, name), filepath.Join(fake, name)))
+	}
+	put("pg_waldump", "#!/bin/sh\nexec "+bin+"/pg_waldump -p "+s.pg.DataDir+"/pg_wal -r Tablespace "+segment+"\n")
+	text, err := os.ReadFile(script)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(script, []byte(strings.Replace(string(text), "/usr/lib/postgresql/$MAJOR/bin", fake, 1)), 0o600))
+	require.Contains(t, run("spaced"), "a tablespace was made in "+place+", which exists on this host")
+}
+
+// byHandRefuses: whatever is refused is refused before anything is written.
+func byHandRefuses(t *testing.T, s *site, a answer) {
+	dir := handOver(t, s, a.Archives[1], scriptOf(a), *a.Manifest)
+	script, target := filepath.Join(dir, filepath.Base(scriptOf(a))), filepath.Join(dir, "new")
+	content, err := os.ReadFile(a.Archives[0])
+	require.NoError(t, err)
+	content[len(content)/2] ^= 1
+	require.NoError(t, os.WriteFile(filepath.Join(dir, filepath.Base(a.Archives[0])), content, 0o600))
 	full := filepath.Join(dir, "full")
 	require.NoError(t, os.MkdirAll(filepath.Join(full, "x"), 0o700))
-	for name, c := range map[string]struct{ what, target, says string }{
-		"damaged archive":     {manifest, filepath.Join(dir, "new"), "an archive is damaged or missing"},
-		"no manifest":         {filepath.Join(dir, "202001010101_9_alation_backup.json"), filepath.Join(dir, "new"), "is not a file"},
-		"target is not empty": {manifest, full, "is not empty"},
-		"target in quotes":    {manifest, filepath.Join(dir, "new 'x"), "choose a target of plain letters"},
-		"some other file":     {filepath.Join(dir, "full", "x"), filepath.Join(dir, "new"), "is not a file"},
+	other := filepath.Join(dir, "other-major.sh")
+	text, err := os.ReadFile(script)
+	require.NoError(t, err)
+	changed := strings.NewReplacer("readonly MAJOR=15\n", "readonly MAJOR=42\n").Replace(string(text))
+	require.NotEqual(t, string(text), changed)
+	require.NoError(t, os.WriteFile(other, []byte(changed), 0o600))
+	for name, c := range map[string]struct {
+		args []string
+		says string
+	}{
+		"damaged archive":       {[]string{script, target, "files"}, "is damaged: use another set"},
+		"no target":             {[]string{script}, "TARGET"},
+		"unknown part":          {[]string{script, target, "redis"}, "has no part redis"},
+		"an option":             {[]string{script, "-h"}, "TARGET"},
+		"target is not empty":   {[]string{script, full}, "is not empty"},
+		"target in quotes":      {[]string{script, target + " 'x"}, "choose a target of plain letters"},
+		"a long target":         {[]string{script, target + strings.Repeat("/0123456789", 9)}, "too long for the server's socket"},
+		"archives nowhere":      {[]string{script, "--from", full, target}, "is missing: bring it"},
+		"PostgreSQL is missing": {[]string{other, target}, "apt-get install postgresql-42"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := exec.Command(byHandScript(t), c.what, c.target).CombinedOutput()
+			out, err := exec.Command("bash", c.args...).CombinedOutput()
 			require.Error(t, err)
 			require.Contains(t, string(out), c.says)
-			require.NoDirExists(t, filepath.Join(dir, "new"))
+			require.NoDirExists(t, target)
+			require.NoDirExists(t, target+" 'x")
 		})
 	}
 }
 
-func byHandScript(t *testing.T) string {
-	path, err := filepath.Abs("../../docs/restore-by-hand.sh")
-	require.NoError(t, err)
-	return path
+func startCommand(t *testing.T, said string) string {
+	t.Helper()
+	start := regexp.MustCompile(`(?m)^  (.*pg_ctl .* start)$`).FindStringSubmatch(said)
+	require.NotNil(t, start, "the start command in:\n%s", said)
+	return start[1]
 }
 
-func byHand(t *testing.T, what, target string) string {
+func stopCommand(start string) string {
+	return strings.Replace(start, " start", " -m immediate stop", 1)
+}
+
+// startByHand starts the server by the line that the script printed.
+func startByHand(t *testing.T, said string) {
 	t.Helper()
-	cmd := exec.Command(byHandScript(t), what, target)
-	cmd.Env = append(os.Environ(), "PGBACKREST_STANZA=wrong") // the script names what it means
+	start := startCommand(t, said)
+	t.Cleanup(func() { _ = exec.Command("sh", "-c", stopCommand(start)).Run() })
+	got, err := exec.Command("sh", "-c", start).CombinedOutput()
+	log, _ := os.ReadFile(regexp.MustCompile(`-l (\S+)`).FindStringSubmatch(start)[1])
+	require.NoError(t, err, "%s\n%s", got, log)
+}
+
+func byHand(t *testing.T, script string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("bash", append([]string{script}, args...)...)
+	cmd.Env = append(os.Environ(), "PGBACKREST_STANZA=wrong", "PGBACKREST_REPO1_PATH=/nowhere", "PGPORT=9") // the script names what it means
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return string(out)
@@ -123,108 +268,11 @@ func restoredQuery(t *testing.T, said, sql string) string {
 	t.Helper()
 	psql := regexp.MustCompile(`(?m)^  (.*psql .*) -l$`).FindStringSubmatch(said)
 	require.NotNil(t, psql, "the psql command in:\n%s", said)
-	cmd := exec.Command("sh", "-c", psql[1]+` -d postgres -AtX -c "$SQL"`)
+	cmd := exec.Command("sh", "-c", psql[1]+` -AtX -c "$SQL"`)
 	cmd.Env, cmd.Dir = append(os.Environ(), "SQL="+sql), "/"
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	return string(out)
-}
-
-// nastyFiles adds what an archive gets wrong easily.
-func nastyFiles(t *testing.T, app string) {
-	at := func(name string) string { return filepath.Join(app, name) }
-	require.NoError(t, os.MkdirAll(at("deep/closed"), 0o755))
-	require.NoError(t, os.WriteFile(at("deep/closed/secret"), []byte("key"), 0o400))
-	require.NoError(t, os.Link(at("deep/closed/secret"), at("hard link")))
-	require.NoError(t, os.Symlink("deep/closed/secret", at("link")))
-	require.NoError(t, os.Symlink("/nowhere/at all", at("dangling")))
-	require.NoError(t, os.WriteFile(at("not utf-8 \xff\xfe"), []byte("x"), 0o644))
-	require.NoError(t, os.WriteFile(at("new\nline"), nil, 0o4755))
-	require.NoError(t, os.WriteFile(at(strings.Repeat("long", 60)), []byte("y"), 0o600))
-	require.NoError(t, unix.Setxattr(at("blob00"), "user.origin", []byte("lineage"), 0))
-	sparse, err := os.Create(at("sparse"))
-	require.NoError(t, err)
-	_, err = sparse.WriteAt([]byte("end"), 50<<20)
-	require.NoError(t, errors.Join(err, sparse.Close()))
-	old := time.Date(1969, 7, 20, 20, 17, 40, 123456789, time.UTC)
-	require.NoError(t, os.Chtimes(at("blob01"), old, old))
-	require.NoError(t, os.Chmod(at("deep/closed"), 0o555))
-}
-
-// tree describes every file below dir: kind, mode, owner, time, content, attribute.
-func tree(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(dir, path)
-		if rel == "left.tmp" {
-			out[rel] = ""
-			return nil
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return err
-		}
-		content := ""
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			b, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			sum := sha256.Sum256(b)
-			content = hex.EncodeToString(sum[:8]) + " " + strconv.FormatUint(uint64(st.Nlink), 10)
-		case unix.S_IFLNK:
-			content, _ = os.Readlink(path)
-		}
-		attr := make([]byte, 64)
-		n, _ := unix.Lgetxattr(path, "user.origin", attr)
-		when := fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec)
-		if rel == "." {
-			when = "" // left.tmp is missing in it
-		}
-		out[rel] = fmt.Sprintf("%o %d:%d %s %s %q", st.Mode, st.Uid, st.Gid, when, content, attr[:max(n, 0)])
-		return nil
-	}))
-	return out
-}
-
-// digests are the records of every partition in their order, in short, as an
-// ordinary consumer reads them.
-func digests(t *testing.T, b *lab.Broker) map[string]string {
-	t.Helper()
-	c, err := b.Client()
-	require.NoError(t, err)
-	defer c.Close()
-	ctx, done := context.WithTimeout(context.Background(), 60*time.Second)
-	defer done()
-	ends, err := kadm.NewClient(c).ListEndOffsets(ctx)
-	require.NoError(t, err)
-	out := map[string]string{}
-	for topic, partitions := range ends {
-		for p, end := range partitions {
-			if strings.HasPrefix(topic, "__") {
-				continue
-			}
-			reader, err := b.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: {p: kgo.NewOffset().AtStart()}}))
-			require.NoError(t, err)
-			h, n, next := sha256.New(), 0, int64(0)
-			for next < end.Offset {
-				f := reader.PollFetches(ctx)
-				require.NoError(t, f.Err())
-				f.EachRecord(func(r *kgo.Record) {
-					fmt.Fprintf(h, "%d %d %q %q %v\n", r.Offset, r.Timestamp.UnixMilli(), r.Key, r.Value, r.Headers)
-					n, next = n+1, r.Offset+1
-				})
-			}
-			reader.Close()
-			out[fmt.Sprintf("%s/%d", topic, p)] = fmt.Sprintf("%d records to %d: %x", n, end.Offset, h.Sum(nil)[:8])
-		}
-	}
-	return out
+	return strings.TrimSpace(string(out))
 }
 
 // segmentsByKafkasOwnTool counts the records that DumpLogSegments sees.
@@ -254,17 +302,10 @@ func loadByHand(t *testing.T, m *set.Manifest, unpacked string) *lab.Broker {
 	}
 	c.Close()
 	require.NoError(t, b.Shutdown())
-	script := `set -eu
-for dir in topics/*/*; do
-  partition=$(basename "$(dirname "$dir")")-$(basename "$dir")
-  find "$LOG_DIR/$partition" -type f ! -name partition.metadata -delete
-  cp "$dir"/*.log "$LOG_DIR/$partition"/
-done
-rm -f "$LOG_DIR/.kafka_cleanshutdown"`
 	page, err := os.ReadFile("../../docs/set-format.md")
 	require.NoError(t, err)
-	require.Contains(t, string(page), strings.TrimPrefix(script, "set -eu\n"), "the page tells what is tested here")
-	cmd := exec.Command("sh", "-c", script)
+	require.Contains(t, string(page), instructions.LoadSegments, "the page tells what is tested here")
+	cmd := exec.Command("sh", "-euc", instructions.LoadSegments)
 	cmd.Dir, cmd.Env = filepath.Join(unpacked, "eventbus"), append(os.Environ(), "LOG_DIR="+b.DataDir)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -277,11 +318,7 @@ rm -f "$LOG_DIR/.kafka_cleanshutdown"`
 func TestSalvageByHand(t *testing.T) {
 	s := newSite(t, 1000, "")
 	s.startWorker()
-	out, code := s.producer("backup-all", "--wait", "--json")
-	require.Zero(t, code)
-	var a answer
-	require.NoError(t, json.Unmarshal([]byte(out), &a))
-	s.termWorker()
+	a := s.backUp()
 	worker := func(args ...string) string { // the examples in docs/exit-codes.md have the fields that there are
 		out, err := exec.Command(filepath.Join(programs, "worker"), append(args, "--json")...).Output()
 		require.NoError(t, err)
@@ -315,4 +352,5 @@ func TestSalvageByHand(t *testing.T) {
 	}
 	require.Equal(t, 1, wrong, "and one is damaged")
 	require.FileExists(t, filepath.Join(dir, "catalog-backup/set.json"))
+	t.Run("the finding reaches the person", func(t *testing.T) { damageReachesThePerson(t, s, a, content) })
 }

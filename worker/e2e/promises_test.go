@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -193,6 +194,13 @@ func TestSecondWorkerGoesOn(t *testing.T) {
 func TestWithoutABus(t *testing.T) {
 	s := newSite(t, 1000, "")
 	s.set(map[string]string{"  brokers:": "  brokers: []"})
+	outside := filepath.Join(s.root, "etc", "extra.conf")
+	require.NoError(t, os.MkdirAll(filepath.Dir(outside), 0o755))
+	require.NoError(t, os.WriteFile(outside, []byte("shared_preload_libraries = 'auto_explain'\n"), 0o644))
+	conf, err := os.OpenFile(filepath.Join(s.pg.DataDir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	require.NoError(t, err)
+	_, err = conf.WriteString("include '" + outside + "'\n")
+	require.NoError(t, errors.Join(err, conf.Close()))
 	s.startWorker()
 	a, code := s.wait("--incremental")
 	require.Zero(t, code)
@@ -204,6 +212,15 @@ func TestWithoutABus(t *testing.T) {
 	require.Contains(t, strings.Join(r.Notes, "\n"), "promoted to a full")
 	require.Contains(t, strings.Join(r.Notes, "\n"), "no Event Bus")
 	s.restored(r, nil)
+
+	// Its own script restores it, with the configuration from outside the data directory.
+	target := filepath.Join(s.root, "by-hand")
+	said := byHand(t, scriptOf(a), target)
+	startByHand(t, said)
+	require.Equal(t, "1000", restoredQuery(t, said, "select count(*) from events"))
+	require.FileExists(t, filepath.Join(target, "unpacked/postgres/config", outside))
+	require.Contains(t, said, "shared_preload_libraries = 'auto_explain'")
+	require.NotContains(t, said, "event bus:")
 }
 
 func TestForeignStagingIsLeftAlone(t *testing.T) {

@@ -251,7 +251,7 @@ func (r *real) copyOf(t testing.TB) (dir string, m *set.Manifest) {
 	t.Helper()
 	dir = scratch(t)
 	id := set.ID(r.set)
-	for _, name := range []string{id.MainName(), id.EventBusName(), id.ManifestName()} {
+	for _, name := range []string{id.MainName(), id.EventBusName(), id.TextName(), id.ScriptName(), id.ManifestName()} {
 		in, err := os.Open(filepath.Join(r.dump, name))
 		require.NoError(t, err)
 		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)

@@ -52,6 +52,8 @@ func Open(ctx context.Context, what, dir string) (*Set, error) {
 		return nil, refusal{ErrUsage, fmt.Sprintf("open set %q: it is not a regular file; give a manifest or an archive", what)}
 	case strings.HasSuffix(what, ".proof.json"):
 		return nil, refusal{ErrUsage, fmt.Sprintf("open set %q: that is the proof of a set; give the manifest, without .proof", what)}
+	case isInstructionName(filepath.Base(what)):
+		return nil, refusal{ErrUsage, fmt.Sprintf("open set %q: those are the instructions of a set; give the manifest, with .json instead", what)}
 	}
 	path, err := filepath.Abs(what)
 	if err != nil {
@@ -65,6 +67,11 @@ func Open(ctx context.Context, what, dir string) (*Set, error) {
 		return openArchive(ctx, path)
 	}
 	return openManifest(path)
+}
+
+func isInstructionName(base string) bool {
+	id, ok := set.IDOfName(base)
+	return ok && (base == id.TextName() || base == id.ScriptName())
 }
 
 // isArchive tells an archive by its name or by gzip's magic number (RFC 1952).

@@ -269,6 +269,7 @@ func TestRestoreRefusals(t *testing.T) {
 		"no such set":        {[]string{"202001010000_1", "--dir", source.dump, "--target", "TARGET"}, 7, "202001010000_1"},
 		"no such file":       {[]string{"/no/such.json", "--target", "TARGET"}, 7, "/no/such.json"},
 		"no directory":       {[]string{source.set, "--target", "TARGET"}, 2, "--dir"},
+		"a script":           {[]string{filepath.Join(source.dump, source.id().ScriptName()), "--target", "TARGET"}, 2, "instructions of a set"},
 		"a directory":        {[]string{source.dump, "--target", "TARGET"}, 2, "is a directory"},
 		"closed above":       {[]string{manifest, "--target", filepath.Join(closed, "below", "target")}, 1, "cannot enter " + closed},
 	} {

@@ -32,7 +32,8 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
-	silent bool // behind a damage: what is missing is counted, not listed
+	told   map[string]int // instructions that came, by entry
+	silent bool           // behind a damage: what is missing is counted, not listed
 	unread int
 	damage []Damage
 	total  int
@@ -54,7 +55,7 @@ func (n *need) add(m need) {
 }
 
 func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Progress) *scan {
-	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker()}
+	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(), told: map[string]int{}}
 }
 
 // bad adds a finding.
@@ -148,6 +149,8 @@ func (x *scan) entry(h *archive.Header) error {
 	switch {
 	case h.Name == set.ManifestCopy:
 		return x.manifestCopy(h)
+	case x.isInstruction(h.Name):
+		return x.instruction(h)
 	case x.pg != nil && (under(h.Name, set.PostgresRepo) || under(h.Name, set.PostgresConfig)):
 		return x.postgres(h)
 	case x.files != nil && under(h.Name, set.FilesPrefix):
@@ -233,6 +236,9 @@ func (x *scan) finish(broken bool) error {
 	}
 	if x.unread > 0 {
 		x.bad(x.name, "what comes behind that place could not be read: %d entries or parts of the set could not be checked", x.unread)
+	}
+	if !broken {
+		x.untold()
 	}
 	if x.copies == 0 && !broken {
 		x.bad(set.ManifestCopy, "it is missing")

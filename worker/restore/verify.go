@@ -31,13 +31,9 @@ func (d Damage) String() string {
 	return d.Archive + ": " + d.Entry + ": " + d.Problem
 }
 
-const (
-	// maxDamage bounds the findings that are kept, an archive: a set that lost its
-	// half needs no longer list.
-	maxDamage = 1000
-	// provenDamage bounds those that go into the proof.
-	provenDamage = 100
-)
+// maxDamage bounds the findings that are kept, an archive: a set that lost its
+// half needs no longer list.
+const maxDamage = 1000
 
 // VerifyOptions say what to verify.
 type VerifyOptions struct {
@@ -78,6 +74,10 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 	r.add(s.before, len(s.before))
 	own := contradictions(s.Manifest, s.files, s.copied)
 	r.add(own, len(own))
+	if o.Kinds == nil { // a restore does not need them
+		told := s.instructions()
+		r.add(told, len(told))
+	}
 	scans := s.scans(ctx, o, r)
 	var total int64
 	for _, x := range scans {
@@ -189,11 +189,8 @@ func (s *Set) Prove(r *Report, at time.Time) {
 		r.note("no proof was written, since not all of the set was checked")
 		return
 	}
-	p := set.Proof{Kind: "verify", At: at.UTC(), Good: r.Good}
-	for i, d := range r.Damage {
-		if i == provenDamage {
-			break
-		}
+	p := set.Proof{Kind: "verify", At: at.UTC(), Good: r.Good, DamageTotal: r.DamageTotal}
+	for _, d := range r.Damage {
 		p.Damage = append(p.Damage, set.Damage{Part: d.Part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
 	if err := set.AddProof(s.Dir, s.ID(), p); err != nil {

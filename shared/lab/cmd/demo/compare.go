@@ -264,8 +264,9 @@ Stop and remove it all:
   %[1]s restore %[3]s --dir %[2]s --only files --target %[4]s
   tar tzvf %[2]s/%[5]s | less
   less %[2]s/%[6]s
+  less %[2]s/%[8]s     what somebody has who finds nothing but the files
 KEEP=1 make demo leaves everything running. Remove it all:
   rm -rf %[7]s
-`, worker, d.path("backup"), d.set, d.path("again"), set.ID(d.set).MainName(), set.ID(d.set).ManifestName(), d.dir)
+`, worker, d.path("backup"), d.set, d.path("again"), set.ID(d.set).MainName(), set.ID(d.set).ManifestName(), d.dir, set.ID(d.set).TextName())
 	return nil
 }
