@@ -95,7 +95,8 @@ func newWALHistory(p *set.Postgres) (*walHistory, error) {
 		return nil, err
 	}
 	low, high := h.first*uint64(h.size), (h.first+uint64(n))*uint64(h.size)
-	if h.start < low || h.start >= low+uint64(h.size) || h.stop <= h.start || h.stop > high || h.stop <= high-uint64(h.size) {
+	// A stop at the very end of a segment is named by that segment, or from PostgreSQL 17 by the next one.
+	if h.start < low || h.start >= low+uint64(h.size) || h.stop <= h.start || h.stop > high || h.stop < high-uint64(h.size) {
 		return nil, fmt.Errorf("%s to %s does not lie in %s to %s", p.StartLSN, p.StopLSN, p.StartWAL, p.StopWAL)
 	}
 	return h, nil
