@@ -235,6 +235,27 @@ func TestWALThatBreaks(t *testing.T) {
 	require.Greater(t, found, tries*9/10)
 }
 
+// TestWALOfABigEndianMachine is told as what it is.
+func TestWALOfABigEndianMachine(t *testing.T) {
+	s := small(t)
+	h, err := newWALHistory(s.part)
+	require.NoError(t, err)
+	head := binary.BigEndian.AppendUint16(nil, walMagic[15])
+	head = binary.BigEndian.AppendUint16(head, walLongHeader)
+	head = binary.BigEndian.AppendUint32(head, 1)
+	head = binary.BigEndian.AppendUint64(head, 5<<20)
+	head = binary.BigEndian.AppendUint64(head, 0)
+	head = binary.BigEndian.AppendUint64(head, 42)
+	head = binary.BigEndian.AppendUint32(head, 1<<20)
+	head = binary.BigEndian.AppendUint32(head, 8192)
+	c := checkerOf(s.part, segment{1, 5})
+	c.records = h.reader(5)
+	_, _ = c.Write(append(head, make([]byte, 1<<20-len(head))...))
+	require.Empty(t, c.problem)
+	h.take(c.records)
+	require.Contains(t, h.problem, "big-endian")
+}
+
 // TestWALChain: what has right checksums and yet does not follow from what was before.
 func TestWALChain(t *testing.T) {
 	const seg, page = 1 << 20, 8192

@@ -16,8 +16,8 @@ import (
 // was looked at, for PostgreSQL 10 to 18:
 //
 //   - Tablespace, create: names a directory by its absolute path. Recovery links to it, and
-//     where it exists, which it does on the original's host, writes into the original's files
-//     (before 15 it even removes them first). Elsewhere it ends for want of the directory.
+//     where it exists, which it does on the original's host, writes into the original's files.
+//     Elsewhere it ends for want of the directory.
 //     The backup's own tablespaces are no exception: recovery replaces the link that the
 //     restore made.
 //   - Tablespace, drop: what is removed lies behind the link that the restore made, or there
