@@ -110,12 +110,12 @@ func TestDamagedAndUnknownManifestsAreRefused(t *testing.T) {
 	good, err := json.Marshal(sample())
 	require.NoError(t, err)
 	for want, change := range map[string]func(string) string{
-		"damaged":            func(s string) string { return s[:len(s)/2] },
-		"unknown manifest":   func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
-		"no manifest of a":   func(s string) string { return strings.Replace(s, FormatName, "another", 1) },
-		"not a set id":       func(s string) string { return strings.Replace(s, string(id), "x", 1) },
-		"no archive of":      func(s string) string { return strings.Replace(s, id.MainName(), "../../etc/passwd", 1) },
-		"of unknown kind":    func(s string) string { return strings.Replace(s, `"kind":"main"`, `"kind":"what"`, 1) },
+		"damaged":          func(s string) string { return s[:len(s)/2] },
+		"unknown manifest": func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
+		"no manifest of a": func(s string) string { return strings.Replace(s, FormatName, "another", 1) },
+		"not a set id":     func(s string) string { return strings.Replace(s, string(id), "x", 1) },
+		"no archive of":    func(s string) string { return strings.Replace(s, id.MainName(), "../../etc/passwd", 1) },
+		"of unknown kind":  func(s string) string { return strings.Replace(s, `"kind":"main"`, `"kind":"what"`, 1) },
 		"no instructions of": func(string) string {
 			m := sample()
 			m.Instructions = []Instruction{{Name: "../../etc/passwd", Entry: ScriptEntry}}
