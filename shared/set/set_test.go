@@ -110,12 +110,18 @@ func TestDamagedAndUnknownManifestsAreRefused(t *testing.T) {
 	good, err := json.Marshal(sample())
 	require.NoError(t, err)
 	for want, change := range map[string]func(string) string{
-		"damaged":            func(s string) string { return s[:len(s)/2] },
-		"unknown manifest":   func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
-		"no manifest of a":   func(s string) string { return strings.Replace(s, FormatName, "another", 1) },
-		"not a set id":       func(s string) string { return strings.Replace(s, string(id), "x", 1) },
-		"no archive of":      func(s string) string { return strings.Replace(s, id.MainName(), "../../etc/passwd", 1) },
-		"of unknown kind":    func(s string) string { return strings.Replace(s, `"kind":"main"`, `"kind":"what"`, 1) },
+		"damaged":          func(s string) string { return s[:len(s)/2] },
+		"unknown manifest": func(s string) string { return strings.Replace(s, `"version":1`, `"version":2`, 1) },
+		"no manifest of a": func(s string) string { return strings.Replace(s, FormatName, "another", 1) },
+		"not a set id":     func(s string) string { return strings.Replace(s, string(id), "x", 1) },
+		"no archive of":    func(s string) string { return strings.Replace(s, id.MainName(), "../../etc/passwd", 1) },
+		"of unknown kind":  func(s string) string { return strings.Replace(s, `"kind":"main"`, `"kind":"what"`, 1) },
+		"no instructions of": func(string) string {
+			m := sample()
+			m.Instructions = []Instruction{{Name: "../../etc/passwd", Entry: ScriptEntry}}
+			b, _ := json.Marshal(m)
+			return string(b)
+		},
 		"it names no archiv": func(s string) string { m := sample(); m.Archives = nil; b, _ := json.Marshal(m); return string(b) },
 	} {
 		_, err := DecodeManifest(strings.NewReader(change(string(good))), "test")
@@ -123,6 +129,26 @@ func TestDamagedAndUnknownManifestsAreRefused(t *testing.T) {
 	}
 	_, err = DecodeManifest(strings.NewReader(strings.Replace(string(good), `"version":1`, `"version":99`, 1)), "test")
 	require.ErrorIs(t, err, ErrUnknownVersion)
+}
+
+// The instructions are of the set as the archives are; a set of earlier versions has none.
+func TestInstructionsAreOfTheSet(t *testing.T) {
+	dir := t.TempDir()
+	m := sample()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, id.MainName()), []byte("four"), 0o600))
+	require.Empty(t, m.Summary(dir).Missing)
+	m.Instructions = []Instruction{{Name: id.TextName(), Entry: TextEntry, Size: 3}, {Name: id.ScriptName(), Entry: ScriptEntry, Size: 5}}
+	require.Equal(t, []string{id.TextName(), id.ScriptName()}, m.Summary(dir).Missing)
+	require.Equal(t, int64(12), m.Size())
+	require.NoError(t, os.WriteFile(filepath.Join(dir, id.TextName()), []byte("abc"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, id.ScriptName()), []byte("longer"), 0o600))
+	require.Equal(t, []string{id.ScriptName()}, m.Summary(dir).Missing)
+	text, err := json.Marshal(m)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, id.ManifestName()), text, 0o600))
+	l, err := List(dir)
+	require.NoError(t, err)
+	require.Empty(t, l.Foreign)
 }
 
 func TestListTellsOursFromForeign(t *testing.T) {

@@ -123,7 +123,7 @@ func TestFieldsOfALaterVersion(t *testing.T) {
 // The segments of a deleted topic, and the tries before the last at a partition, lie in
 // the archive and are no part of the set.
 func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "a set's place") // the set may lie anywhere
 	m := sample()
 	m.Postgres, m.Files = nil, nil
 	const log = "/00000000000000000000.log"
@@ -137,7 +137,7 @@ func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
 	}
 	out, err := exec.Command("tar", "-czf", filepath.Join(dir, id.EventBusName()), "-C", dir, "eventbus").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	script, target := filepath.Join(dir, id.ScriptName()), filepath.Join(dir, "new")
+	script, target := filepath.Join(dir, id.ScriptName()), filepath.Join(t.TempDir(), "new")
 	require.NoError(t, os.WriteFile(script, Script(m), 0o600))
 	out, err = exec.Command("bash", script, target).CombinedOutput()
 	require.NoError(t, err, "%s", out)

@@ -75,42 +75,37 @@ func (r *restoration) judgeHistory() error {
 	if h.problem != "" {
 		r.done.warn("%s: the restored server will not reach the backup's end, and not start: restore another set", h.problem)
 	}
+	if err := h.refusal(); err != nil {
+		return err
+	}
 	told := map[string]bool{}
 	for _, e := range h.events {
 		switch {
 		case e.kind == tablespaceMade && !told[e.location]:
 			told[e.location] = true
-			if err := r.tablespaceMade(e); err != nil {
-				return err
-			}
+			r.tablespaceMade(e)
 		case e.kind == tablespaceDropped:
 			r.done.note("while the backup was made, %s: recovery removes it from the restored server", e.say(""))
 		case e.kind == databaseCopied:
 			r.done.warn("while the backup was made, %s: pages of the restored copy may be torn, or newer than they were: check it (pg_amcheck, pg_dump to nowhere), or drop it and make it anew", e.say(""))
 		}
 	}
-	if h.more > 0 {
-		r.done.warn("%d more tablespaces or copied databases are in the WAL of this backup, and were not looked at: restore another set", h.more)
-	}
 	return nil
 }
 
 // tablespaceMade says how recovery can make a tablespace again without touching anything
 // that is there.
-func (r *restoration) tablespaceMade(e walEvent) error {
+func (r *restoration) tablespaceMade(e walEvent) {
 	if e.location == "" {
 		auto := shellQuote(filepath.Join(r.done.DataDir, "postgresql.auto.conf"))
 		r.done.warn("while the backup was made, %s: recovery refuses that without a setting, see the steps before the start", e.say(""))
 		r.done.before("allow the tablespace within the data directory: echo \"allow_in_place_tablespaces = on\" >> %s", auto)
-		return nil
-	}
-	if err := e.refusal(); err != nil {
-		return err
+		return
 	}
 	r.done.warn("while the backup was made, %s: recovery makes it there again, outside of the target; see the steps before the start", e.say(""))
 	if strings.ContainsFunc(e.location, unicode.IsControl) { // no line to copy
 		r.done.before("make the directory %q, which must not be there yet, for uid %d with mode 0700: recovery puts tablespace %d into it", e.location, r.owner.uid, e.oid)
-		return nil
+		return
 	}
 	path := shellQuote(filepath.Clean(e.location))
 	command := fmt.Sprintf("mkdir -p %s && mkdir -m 700 %s", shellQuote(filepath.Dir(e.location)), path)
@@ -118,7 +113,6 @@ func (r *restoration) tablespaceMade(e walEvent) error {
 		command += fmt.Sprintf(" && chown %d:%d %s", r.owner.uid, r.owner.gid, path)
 	}
 	r.done.before("make the empty directory into which recovery puts tablespace %d, as %s with mode 0700: %s (if this says that it exists, another server may own it: do not start this one)", e.oid, r.owner.name, command)
-	return nil
 }
 
 // refusal is why a server that makes this tablespace again must not start on this host.
@@ -146,10 +140,17 @@ func (v *Verifier) Refusal() error {
 	if v.history == nil {
 		return nil
 	}
-	for _, e := range v.history.events {
+	return v.history.refusal()
+}
+
+func (h *walHistory) refusal() error {
+	for _, e := range h.events {
 		if err := e.refusal(); err != nil {
 			return err
 		}
+	}
+	if h.more > 0 {
+		return stage.Permanentf("restore PostgreSQL: while the backup was made, %d tablespaces or copied databases came and went, too many to look at each: restore another set", len(h.events)+h.more)
 	}
 	return nil
 }

@@ -235,6 +235,27 @@ func TestWALThatBreaks(t *testing.T) {
 	require.Greater(t, found, tries*9/10)
 }
 
+// TestWALOfABigEndianMachine is told as what it is.
+func TestWALOfABigEndianMachine(t *testing.T) {
+	s := small(t)
+	h, err := newWALHistory(s.part)
+	require.NoError(t, err)
+	head := binary.BigEndian.AppendUint16(nil, walMagic[15])
+	head = binary.BigEndian.AppendUint16(head, walLongHeader)
+	head = binary.BigEndian.AppendUint32(head, 1)
+	head = binary.BigEndian.AppendUint64(head, 5<<20)
+	head = binary.BigEndian.AppendUint64(head, 0)
+	head = binary.BigEndian.AppendUint64(head, 42)
+	head = binary.BigEndian.AppendUint32(head, 1<<20)
+	head = binary.BigEndian.AppendUint32(head, 8192)
+	c := checkerOf(s.part, segment{1, 5})
+	c.records = h.reader(5)
+	_, _ = c.Write(append(head, make([]byte, 1<<20-len(head))...))
+	require.Empty(t, c.problem)
+	h.take(c.records)
+	require.Contains(t, h.problem, "big-endian")
+}
+
 // TestWALChain: what has right checksums and yet does not follow from what was before.
 func TestWALChain(t *testing.T) {
 	const seg, page = 1 << 20, 8192
@@ -263,6 +284,16 @@ func TestWALChain(t *testing.T) {
 		"a segment of another":   {build: func(b *walBuilder) { long(b, 5000) }, spoil: func(s *walSample) { left(s, seg, 8) }, says: "does not go on at"},
 		"a segment too many":     {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { left(s, seg, 8) }, says: "that did not begin"},
 		"an empty page":          {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) { clear(s.segments[0][2*page : 3*page]) }, says: "an empty page comes"},
+		"at the segment's end":   {build: func(b *walBuilder) { long(b, -40) }, spoil: func(s *walSample) { require.Equal(t, lsnText(6*seg), s.part.StopLSN) }},
+		"named by the next": {build: func(b *walBuilder) { long(b, -40) }, spoil: func(s *walSample) {
+			b := newBuilder(page, seg)
+			b.base += seg
+			b.out = nil
+			b.header(0, 0)
+			b.add(rmTablespace, infoTablespaceCreate, tablespaceData(9, "/behind"))
+			s.segments = append(s.segments, append(b.out, make([]byte, seg-len(b.out))...))
+			s.part.StopWAL = segmentAfter(t, s.part)
+		}},
 		"no end": {build: func(b *walBuilder) { long(b, 0) }, spoil: func(s *walSample) {
 			s.part.StopLSN = lsnText(6*seg + 40 + 24) // behind the header of the last record
 			clear(s.segments[1][40:])
@@ -284,6 +315,7 @@ func TestWALChain(t *testing.T) {
 				h, _ := s.scan(t, order, func() int { return 5000 })
 				if c.says == "" {
 					require.Empty(t, h.problem)
+					require.Empty(t, h.events)
 				} else {
 					require.Contains(t, h.problem, c.says)
 				}

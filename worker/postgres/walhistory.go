@@ -16,8 +16,8 @@ import (
 // was looked at, for PostgreSQL 10 to 18:
 //
 //   - Tablespace, create: names a directory by its absolute path. Recovery links to it, and
-//     where it exists, which it does on the original's host, writes into the original's files
-//     (before 15 it even removes them first). Elsewhere it ends for want of the directory.
+//     where it exists, which it does on the original's host, writes into the original's files.
+//     Elsewhere it ends for want of the directory.
 //     The backup's own tablespaces are no exception: recovery replaces the link that the
 //     restore made.
 //   - Tablespace, drop: what is removed lies behind the link that the restore made, or there
@@ -95,7 +95,8 @@ func newWALHistory(p *set.Postgres) (*walHistory, error) {
 		return nil, err
 	}
 	low, high := h.first*uint64(h.size), (h.first+uint64(n))*uint64(h.size)
-	if h.start < low || h.start >= low+uint64(h.size) || h.stop <= h.start || h.stop > high || h.stop <= high-uint64(h.size) {
+	// A stop at the very end of a segment is named by that segment, or from PostgreSQL 17 by the next one.
+	if h.start < low || h.start >= low+uint64(h.size) || h.stop <= h.start || h.stop > high || h.stop < high-uint64(h.size) {
 		return nil, fmt.Errorf("%s to %s does not lie in %s to %s", p.StartLSN, p.StopLSN, p.StartWAL, p.StopWAL)
 	}
 	return h, nil

@@ -52,14 +52,19 @@ func TestRestoreReadsTheWALBeforeItWrites(t *testing.T) {
 		spoil                  func(path string)
 		refused, warned, first string
 	}{
-		"good":          {},
-		"exists":        {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, here)) }, refused: "exists on this host"},
-		"not absolute":  {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "../x")) }, refused: "no absolute path"},
-		"below a file":  {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "/etc/passwd/x")) }, refused: "cannot be looked at"},
-		"is not there":  {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "/nowhere/x")) }, warned: "outside of the target", first: "mkdir -p /nowhere && mkdir -m 700 /nowhere/x && chown "},
-		"odd name":      {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, nowhere)) }, warned: "outside of the target", first: fmt.Sprintf("%q", nowhere)},
-		"unknown form":  {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, []byte{1, 2, 3}) }, warned: "a form that is not known"},
-		"stopped":       {more: func(b *walBuilder) { b.add(rmXLOG, infoShutdown, make([]byte, 80)) }, warned: "the server was stopped there"},
+		"good":         {},
+		"exists":       {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, here)) }, refused: "exists on this host"},
+		"not absolute": {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "../x")) }, refused: "no absolute path"},
+		"below a file": {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "/etc/passwd/x")) }, refused: "cannot be looked at"},
+		"is not there": {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, "/nowhere/x")) }, warned: "outside of the target", first: "mkdir -p /nowhere && mkdir -m 700 /nowhere/x && chown "},
+		"odd name":     {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, tablespaceData(7, nowhere)) }, warned: "outside of the target", first: fmt.Sprintf("%q", nowhere)},
+		"unknown form": {more: func(b *walBuilder) { b.add(rmTablespace, infoTablespaceCreate, []byte{1, 2, 3}) }, warned: "a form that is not known"},
+		"stopped":      {more: func(b *walBuilder) { b.add(rmXLOG, infoShutdown, make([]byte, 80)) }, warned: "the server was stopped there"},
+		"too many": {more: func(b *walBuilder) {
+			for range maxEvents + 1 {
+				b.add(rmDatabase, infoDatabaseCopy, make([]byte, 16))
+			}
+		}, refused: "1001 tablespaces or copied databases"},
 		"another start": {more: func(b *walBuilder) { b.add(rmXLOG, infoBackupEnd, make([]byte, 8)) }},
 		"removed":       {spoil: func(path string) { require.NoError(t, os.Remove(path)) }, refused: "is not in the repository"},
 		"cut":           {spoil: func(path string) { require.NoError(t, os.Truncate(path, 900000)) }, refused: "has not the 1048576 bytes"},

@@ -75,6 +75,9 @@ func (x *scan) isInstruction(entry string) bool {
 
 // instruction checks the archive's own copy.
 func (x *scan) instruction(h *archive.Header) error {
+	if x.told == nil {
+		x.told = map[string]int{}
+	}
 	x.told[h.Name]++
 	if !x.regular(h) {
 		return nil

@@ -32,8 +32,7 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
-	told   map[string]int // instructions that came, by entry
-	silent bool           // behind a damage: what is missing is counted, not listed
+	silent bool // behind a damage: what is missing is counted, not listed
 	unread int
 	damage []Damage
 	total  int
@@ -42,6 +41,8 @@ type scan struct {
 	// refusal is why PostgreSQL's part cannot be restored on this host.
 	refusal error
 	err     error
+
+	told map[string]int // instructions that came, by entry
 }
 
 // need is how much room the parts take when they are restored, in bytes.
@@ -55,7 +56,7 @@ func (n *need) add(m need) {
 }
 
 func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Progress) *scan {
-	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(), told: map[string]int{}}
+	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker()}
 }
 
 // bad adds a finding.

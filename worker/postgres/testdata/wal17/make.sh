@@ -20,7 +20,7 @@ in_root "initdb -A trust -U postgres -D data --wal-segsize=1 -N >/dev/null
 first=$(sed -n 1p "$root$work/range"); last=$(sed -n 2p "$root$work/range")
 # Names of 1 MB segments: address / 1 MB.
 segment() { high=${1%/*} low=${1#*/}; printf '00000001%08X%08X' "$((0x$high))" "$(((0x$low - $2) >> 20))"; }
-names=$(cd "$root$work/data/pg_wal"; ls | awk -v a="$(segment "$first" 0)" -v b="$(segment "$last" 1)" 'length($0) == 24 && $0 >= a && $0 <= b' | sort)
+names=$(cd "$root$work/data/pg_wal"; ls | awk -v a="$(segment "$first" 0)" -v b="$(segment "$last" 1)" 'length($0) == 24 && $0 "" >= a && $0 "" <= b' | sort)
 (cd "$root$work/data/pg_wal"; cat $names) | zstd -q -19 --long=24 -f -o "$here/wal.zst"
 zstd -q -19 -f "$root$work/records" -o "$here/records.zst"
 cp "$root$work/range" "$here/range"
