@@ -31,6 +31,7 @@ const (
 	attrLogAppendTime = 0x08
 	attrTransactional = 0x10
 	attrControl       = 0x20
+	attrHorizon       = 0x40 // the first timestamp is when the cleaner may remove tombstones and markers (KIP-534)
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -56,6 +57,11 @@ func (b batch) records() []byte     { return b.raw[batchHeader:] }
 
 // contiguous is false where compaction took records out of the batch.
 func (b batch) contiguous() bool { return b.lastDelta == b.count-1 }
+
+// cleaned tells whether the broker's cleaner has rewritten the batch: it holds
+// fewer records than offsets, which no broker takes from a producer, or it has a
+// delete horizon, which only the cleaner sets.
+func (b batch) cleaned() bool { return !b.contiguous() || b.attrs&attrHorizon != 0 }
 
 var (
 	errShort    = errors.New("the batch is cut off")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -14,57 +13,110 @@ import (
 	"catalog-backup/worker/stage"
 )
 
-// reader reads one partition's batches up to its cut.
+// reader reads one partition's batches up to its end: the watermark listed at the
+// cut, or of a compacted partition the point where it has caught up with the log
+// (docs/set-format.md, "Where a partition ends").
 type reader struct {
-	d      *dumper
-	t      *topicWork
-	p      *set.Partition
-	seg    *segmenter
-	leader int32
+	d        *dumper
+	t        *topicWork
+	p        *set.Partition
+	seg      *segmenter
+	leader   int32
+	compacts bool // the topic's policy explains every hole
 
-	off     int64      // to fetch from
-	covered int64      // all offsets below are accounted for
-	lost    int64      // offsets below, from covered on, were deleted while we read
-	holes   set.Ranges // compacted away since the last batch stored
-	empty   int        // answers without batches, in a row
+	off     int64 // to fetch from
+	end     int64 // to read to; rises with stable while the partition is compacted
+	stable  int64 // the highest last stable offset of any answer
+	covered int64 // all offsets below are accounted for
+	lost    int64 // offsets below, from covered on, were deleted while we read
+
+	holes    set.Ranges // since the last batch stored
+	unproved set.Ranges // not explained yet
+	between  set.Ranges // of those, the ones before a batch that began a segment
+	unsure   bool       // the last answer has holes: made, maybe, by records beyond its stable offset
+
+	began   time.Time // of the first fetch
+	reached time.Time // when all that was listed was read
+	answers int       // that brought batches
+	giveUp  bool      // take the end where a transaction is still open
+	empty   int       // answers without batches, in a row
 
 	troubled time.Time // since when nothing came, zero if all is well
 	tries    int
 	badCRC   int
 }
 
-// readPartition reads a partition into the segmenter. A topic deleted meanwhile
-// is no error: it is marked.
-func (d *dumper) readPartition(ctx context.Context, t *topicWork, i int, seg *segmenter) error {
+func (d *dumper) newReader(t *topicWork, i int) *reader {
 	p := &t.Partitions[i]
-	r := &reader{d: d, t: t, p: p, seg: seg, leader: t.leaders[i], off: p.Start, covered: p.Start}
-	seg.begin(t.Name, p)
-	for r.off < p.Cut && !t.gone.Load() {
+	return &reader{d: d, t: t, p: p, leader: t.leaders[i], compacts: t.policy.compact(), off: p.Start, covered: p.Start, end: p.Listed, began: d.o.Now()}
+}
+
+// errHeld says that only an open transaction keeps a reader from going on.
+var errHeld = errors.New("a transaction is open")
+
+// run reads a partition into the segmenter, to its end or, with errHeld, as far as
+// an open transaction lets it. A topic deleted meanwhile is no error: it is marked.
+func (r *reader) run(ctx context.Context, seg *segmenter, try int) error {
+	r.seg = seg
+	seg.begin(r.t.Name, r.p, try)
+	for !r.t.gone.Load() {
 		if ctx.Err() != nil {
 			return fmt.Errorf("eventbus: %w", context.Cause(ctx))
 		}
+		if done, err := r.done(ctx); err != nil {
+			return err
+		} else if done {
+			r.p.Cut, r.p.HighWatermark = r.end, max(r.p.Listed, r.end)
+			return seg.flush(ctx)
+		}
 		trouble, err := r.step(ctx)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if trouble == nil {
+		case trouble == nil:
 			r.troubled, r.tries = time.Time{}, 0
-			continue
-		}
-		if err := r.wait(ctx, trouble); err != nil {
-			return err
+		case errors.Is(trouble, errHeld):
+			r.troubled, r.tries = time.Time{}, 0
+			if err := seg.flush(ctx); err != nil {
+				return err
+			}
+			return errHeld
+		default:
+			if err := r.wait(ctx, trouble); err != nil {
+				return err
+			}
 		}
 	}
-	if t.gone.Load() {
-		return nil
+	return nil
+}
+
+// done tells whether the partition is read, and settles its holes.
+func (r *reader) done(ctx context.Context) (bool, error) {
+	if r.off < r.end || r.p.Compacted && r.unsure {
+		return false, r.checkPace()
 	}
-	if err := r.account(p.Cut); err != nil {
-		return err
+	if err := r.account(r.end); err != nil {
+		return false, err
+	}
+	if err := r.judge(ctx); err != nil {
+		return false, err
+	}
+	if r.off < r.end || r.p.Compacted && r.unsure {
+		return false, nil // holes of compaction: it goes on until it has caught up
 	}
 	for _, h := range r.holes {
-		p.CompactedAway.Add(h.From, h.To)
+		r.p.CompactedAway.Add(h.From, h.To)
 	}
-	return seg.flush(ctx)
+	r.holes = r.holes[:0]
+	switch {
+	case r.end < r.p.Listed:
+		r.p.EndedBy = set.ByTransaction
+	case r.p.Compacted:
+		r.p.EndedBy = set.ByCatchingUp
+	default:
+		r.p.EndedBy = set.ByCut
+	}
+	return true, nil
 }
 
 // errorf is a permanent error at the place where the reader is.
@@ -109,6 +161,9 @@ func (r *reader) wait(ctx context.Context, trouble error) error {
 func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, r.d.o.FetchBytes, 1
+	if r.off >= r.end {
+		req.MaxWaitMillis = 0 // nothing need come any more
+	}
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = r.t.Name, r.t.id
 	rp := kmsg.NewFetchRequestTopicPartition()
@@ -128,6 +183,25 @@ func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, 
 	}
 	p := &resp.Topics[0].Partitions[0]
 	return p, kerr.ErrorForCode(p.ErrorCode)
+}
+
+// caughtUpIn is how long a reader may take to catch up with a partition's writers
+// at least, after it has read what was listed.
+const caughtUpIn = 10 * time.Minute
+
+// checkPace ends the chase of writers that are faster than the dump. To catch up
+// with writers half as fast takes as long as the reading before it.
+func (r *reader) checkPace() error {
+	now := r.d.o.Now()
+	switch {
+	case !r.p.Compacted || r.off < r.p.Listed:
+	case r.reached.IsZero():
+		r.reached = now
+	case now.Sub(r.reached) > r.reached.Sub(r.began)+caughtUpIn:
+		return fmt.Errorf("eventbus: topic %s partition %d: it is compacted and written to faster than it can be read: %d offsets are left after %s; run the backup when less is published, or raise the quota of its user",
+			r.t.Name, r.p.ID, r.end-r.off, now.Sub(r.began).Round(time.Second))
+	}
+	return nil
 }
 
 // step fetches once and takes what came. trouble may pass with time, err does not.
@@ -167,8 +241,8 @@ func (r *reader) outOfRange(ctx context.Context) (trouble, err error) {
 	case start.Offset <= r.off:
 		return fmt.Errorf("the log begins at %d and has no such offset: it was cut off behind, or the topic was made anew", start.Offset), nil
 	}
-	r.lost = min(start.Offset, r.p.Cut)
-	r.off = r.lost
+	r.lost = start.Offset
+	r.off = min(start.Offset, r.end)
 	return nil, nil
 }
 
@@ -178,7 +252,8 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 	aborted := newAborted(resp.AbortedTransactions)
 	in := resp.RecordBatches
 	moved := false
-	for len(in) > 0 && r.off < r.p.Cut {
+	r.heard(resp)
+	for len(in) > 0 && r.off < r.end {
 		b, perr := parseBatch(in)
 		if perr != nil {
 			if moved {
@@ -194,18 +269,25 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		if b.base < r.covered && r.covered > r.p.Start {
 			return nil, r.errorf("the batch of offsets %d to %d overlaps the one before: the broker's log is damaged; check the topic", b.base, b.last())
 		}
+		if !moved {
+			r.answers++
+		}
 		moved, r.empty, r.badCRC = true, 0, 0
-		if err := r.account(min(b.base, r.p.Cut)); err != nil {
+		if err := r.account(min(b.base, r.end)); err != nil {
 			return nil, err
 		}
-		if b.base >= r.p.Cut {
-			r.off = r.p.Cut
+		if b.base >= r.end {
+			r.off = r.end
 			break
+		}
+		if b.cleaned() {
+			r.unsure = true
+			r.proved()
 		}
 		from := max(b.base, r.covered)
 		r.off, r.covered = b.last()+1, b.last()+1
 		if drop || b.count == 0 {
-			r.p.Dropped.Add(from, min(r.covered, r.p.Cut))
+			r.p.Dropped.Add(from, min(r.covered, r.end))
 			if b.control() {
 				r.p.ControlBatches++
 			} else if isAborted {
@@ -241,9 +323,7 @@ func (r *reader) unreadable(perr error) (trouble, err error) {
 // store hands a batch to the segmenter and counts it.
 func (r *reader) store(ctx context.Context, b batch) error {
 	if r.seg.full(b) {
-		for _, h := range r.holes {
-			r.p.CompactedAway.Add(h.From, h.To)
-		}
+		r.listHoles()
 	}
 	r.holes = r.holes[:0]
 	if err := r.seg.add(ctx, b); err != nil {
@@ -261,87 +341,45 @@ func (r *reader) store(ctx context.Context, b batch) error {
 	return nil
 }
 
-// nothing judges an answer without any batch to take, below the cut.
+// heard takes note of how far the log goes. The last stable offset of an answer
+// was taken before its records were read, so it says nothing about what the cleaner
+// did to these: the next answer's does.
+func (r *reader) heard(resp *kmsg.FetchResponseTopicPartition) {
+	r.unsure = false
+	r.lost = max(r.lost, resp.LogStartOffset)
+	r.stable = max(r.stable, stableEnd(resp))
+	if r.p.Compacted {
+		r.end = max(r.end, r.stable)
+	}
+}
+
+// stableEnd is the last stable offset, which brokers before Kafka 0.11 do not tell.
+func stableEnd(resp *kmsg.FetchResponseTopicPartition) int64 {
+	if resp.LastStableOffset < 0 {
+		return resp.HighWatermark
+	}
+	return resp.LastStableOffset
+}
+
+// nothing judges an answer without any batch to take.
 func (r *reader) nothing(resp *kmsg.FetchResponseTopicPartition) (trouble, err error) {
-	end := resp.LastStableOffset
-	if end < 0 {
-		end = resp.HighWatermark
-	}
-	if end < r.p.Cut {
+	stable := stableEnd(resp)
+	switch {
+	case r.off >= r.end:
+		return nil, nil
+	case stable > r.off:
+		// Nothing is left up to there. Once more, to be sure.
+		if r.empty++; r.empty >= 3 {
+			r.off, r.empty = min(stable, r.end), 0
+		}
+		return nil, nil
+	case resp.HighWatermark < r.p.Listed || stable < r.stable:
 		// A new leader may be behind for a moment.
-		return fmt.Errorf("the log ends at %d, before the cut %d: data was lost", end, r.p.Cut), nil
-	}
-	// Nothing is left up to the end of the log. Once more, to be sure.
-	if r.empty++; r.empty < 3 {
+		return fmt.Errorf("the log ends at %d, before %d that was there: data was lost", stable, r.end), nil
+	case r.giveUp:
+		r.end = r.off
+		r.d.warn("topic %s partition %d: an open transaction holds back offsets %d to %d; they are not in the set", r.t.Name, r.p.ID, r.end, r.p.Listed-1)
 		return nil, nil
 	}
-	r.off = r.p.Cut
-	return nil, nil
-}
-
-// account explains the offsets from covered up to to, which no batch has:
-// deleted while we read, or compacted away, or missing.
-func (r *reader) account(to int64) error {
-	if r.covered >= to {
-		return nil
-	}
-	from := r.covered
-	r.covered = to
-	if deleted := min(r.lost, to); deleted > from {
-		if err := r.gap(from, deleted, "deleted while the backup ran (retention or DeleteRecords)"); err != nil {
-			return err
-		}
-		from = deleted
-	}
-	if from >= to {
-		return nil
-	}
-	if r.p.Compacted {
-		r.holes.Add(from, to)
-		return nil
-	}
-	return r.gap(from, to, "missing in the broker's log, though the topic is not compacted now")
-}
-
-// gap records lost offsets, or fails where gaps are not allowed.
-func (r *reader) gap(from, to int64, reason string) error {
-	if !r.d.o.AllowGaps {
-		return stage.Permanentf("eventbus: topic %s partition %d: offsets %d to %d are %s; run the backup again, or set eventbus.allow_gaps to take the set with a warning",
-			r.t.Name, r.p.ID, from, to-1, reason)
-	}
-	r.p.Gaps = append(r.p.Gaps, set.Gap{From: from, To: to, Reason: reason})
-	r.d.warn("topic %s partition %d: offsets %d to %d are not in the set: %s", r.t.Name, r.p.ID, from, to-1, reason)
-	return nil
-}
-
-// abortedTxns finds the batches of aborted transactions as Kafka's consumer
-// does (org.apache.kafka.clients.consumer.internals.CompletedFetch): each
-// answer lists those that reach into it.
-type abortedTxns struct {
-	list   []kmsg.FetchResponseTopicPartitionAbortedTransaction
-	active map[int64]bool // producers within an aborted transaction
-}
-
-func newAborted(list []kmsg.FetchResponseTopicPartitionAbortedTransaction) *abortedTxns {
-	sort.Slice(list, func(i, j int) bool { return list[i].FirstOffset < list[j].FirstOffset })
-	return &abortedTxns{list, map[int64]bool{}}
-}
-
-// drops tells whether the answer's next batch is no data of a reader of committed
-// records, and whether that is because its transaction was aborted.
-func (a *abortedTxns) drops(b batch) (drop, aborted bool) {
-	for len(a.list) > 0 && a.list[0].FirstOffset <= b.last() {
-		a.active[a.list[0].ProducerID] = true
-		a.list = a.list[1:]
-	}
-	switch {
-	case b.control():
-		if isAbortMarker(b) {
-			delete(a.active, b.producerID)
-		}
-		return true, false
-	case b.transactional() && a.active[b.producerID]:
-		return true, true
-	}
-	return false, false
+	return errHeld, nil
 }

@@ -160,7 +160,7 @@ func bomb(t testing.TB, n int, count int32) (*set.EventBus, *store) {
 }
 
 func oneSegment(raw []byte, count int32) (*set.EventBus, *store) {
-	sg := set.Segment{Entry: entryName("t", 0, 0), Last: int64(count - 1), Batches: 1, Records: int64(count)}
+	sg := set.Segment{Entry: entryName("t", 0, 1, 0), Last: int64(count - 1), Batches: 1, Records: int64(count)}
 	agree(&sg, raw)
 	p := set.Partition{Cut: int64(count), HighWatermark: int64(count), Batches: 1, Records: int64(count), Bytes: int64(len(raw)), MaxBatch: len(raw), Segments: []set.Segment{sg}}
 	s := newStore()
