@@ -55,10 +55,13 @@ func (r *reader) proved() {
 		r.p.CompactedAway.Add(h.From, h.To)
 	}
 	r.between, r.holes, r.unproved = nil, r.holes[:0], nil
-	if !r.p.Compacted {
-		r.p.Compacted = true
-		r.end = max(r.end, r.stable)
-	}
+	r.catchUp()
+}
+
+// catchUp makes the partition one that ends by catching up with its log.
+func (r *reader) catchUp() {
+	r.p.Compacted = true
+	r.end = max(r.end, r.stable)
 }
 
 // listHoles lists the holes before a batch that begins a segment: only between the
@@ -94,6 +97,7 @@ func (r *reader) judge(ctx context.Context) error {
 		}
 	}
 	r.between, r.holes, r.unproved = nil, r.holes[:0], nil
+	r.catchUp() // allowed, and it may have been compaction after all
 	slices.SortFunc(r.p.Gaps, func(a, b set.Gap) int { return int(min(1, max(-1, a.From-b.From))) })
 	return nil
 }
