@@ -58,6 +58,10 @@ for a in "$main" "$bus"; do
   # A name that comes twice is a file that changed while it was backed up: the later one counts, as tar has it.
   tar -xzpf "$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' --acls
 done
+# A partition of the bus that was read anew lies beside the try before, and stands for it.
+for dir in "$target"/unpacked/eventbus/topics/*/*~*; do
+  if [ -d "$dir" ]; then rm -r -- "${dir%~*}" && mv -- "$dir" "${dir%~*}"; fi
+done
 repo=$target/unpacked/postgres/pgbackrest
 [ -d "$repo" ] || { echo "this set has no PostgreSQL part, or only the bus archive was there: done"; exit 0; }
 

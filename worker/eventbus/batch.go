@@ -40,6 +40,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type batch struct {
 	raw        []byte
 	base       int64
+	epoch      int32 // of the leader that wrote it
 	lastDelta  int32
 	attrs      int16
 	firstTime  int64 // ms since 1970, or the delete horizon: records count from it either way
@@ -90,7 +91,7 @@ func parseBatch(in []byte) (batch, error) {
 	raw := in[:n:n]
 	be := binary.BigEndian
 	b := batch{
-		raw: raw, base: int64(be.Uint64(raw)),
+		raw: raw, base: int64(be.Uint64(raw)), epoch: int32(be.Uint32(raw[12:])),
 		attrs: int16(be.Uint16(raw[21:])), lastDelta: int32(be.Uint32(raw[23:])),
 		firstTime: int64(be.Uint64(raw[27:])), maxTime: int64(be.Uint64(raw[35:])),
 		producerID: int64(be.Uint64(raw[43:])), count: int32(be.Uint32(raw[57:])),

@@ -29,6 +29,7 @@ type reader struct {
 	stable  int64 // the highest last stable offset of any answer
 	covered int64 // all offsets below are accounted for
 	lost    int64 // offsets below, from covered on, were deleted while we read
+	epoch   int32 // of the leader that wrote what ends at covered; -1: unknown
 
 	holes    set.Ranges // since the last batch stored
 	unproved set.Ranges // not explained yet
@@ -48,7 +49,7 @@ type reader struct {
 
 func (d *dumper) newReader(t *topicWork, i int) *reader {
 	p := &t.Partitions[i]
-	return &reader{d: d, t: t, p: p, leader: t.leaders[i], compacts: t.policy.compact(), off: p.Start, covered: p.Start, end: p.Listed, began: d.o.Now()}
+	return &reader{d: d, t: t, p: p, leader: t.leaders[i], compacts: t.policy.compact(), off: p.Start, covered: p.Start, end: p.Listed, epoch: -1, began: d.o.Now()}
 }
 
 // errHeld says that only an open transaction keeps a reader from going on.
@@ -168,6 +169,9 @@ func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, 
 	rt.Topic, rt.TopicID = r.t.Name, r.t.id
 	rp := kmsg.NewFetchRequestTopicPartition()
 	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = r.p.ID, r.off, r.d.o.FetchBytes
+	if r.off == r.covered {
+		rp.LastFetchedEpoch = r.epoch // the broker compares it with its own log
+	}
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 	kresp, err := r.d.Broker(int(r.leader)).Request(ctx, req)
@@ -238,6 +242,9 @@ func (r *reader) outOfRange(ctx context.Context) (trouble, err error) {
 		return errNoAnswer, nil
 	case start.Err != nil:
 		return start.Err, nil
+	case start.Offset == r.off && r.epoch >= 0:
+		r.epoch = -1 // the broker has forgotten it with the records
+		return nil, nil
 	case start.Offset <= r.off:
 		return fmt.Errorf("the log begins at %d and has no such offset: it was cut off behind, or the topic was made anew", start.Offset), nil
 	}
@@ -252,6 +259,10 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 	aborted := newAborted(resp.AbortedTransactions)
 	in := resp.RecordBatches
 	moved := false
+	if e := resp.DivergingEpoch; e.EndOffset >= 0 {
+		return nil, fmt.Errorf("eventbus: topic %s partition %d: the log was cut back to offset %d by another leader (unclean election), and %d were read: what was read is not what is there now; run the backup again",
+			r.t.Name, r.p.ID, e.EndOffset, r.off)
+	}
 	r.heard(resp)
 	for len(in) > 0 && r.off < r.end {
 		b, perr := parseBatch(in)
@@ -285,7 +296,7 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 			r.proved()
 		}
 		from := max(b.base, r.covered)
-		r.off, r.covered = b.last()+1, b.last()+1
+		r.off, r.covered, r.epoch = b.last()+1, b.last()+1, b.epoch
 		if drop || b.count == 0 {
 			r.p.Dropped.Add(from, min(r.covered, r.end))
 			if b.control() {
