@@ -90,19 +90,60 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 	})
 
 	t.Run("the policy becomes compact", func(t *testing.T) {
-		j := b.journal("turned", append(rolling, "cleanup.policy=delete")...)
-		j.put(1, keys...)
-		s := newStore()
-		while(s, "/large/", 2, func() {
-			b.alter("turned", "cleanup.policy=compact")
-			j.cleanUntil(keys, below(60))
-		})
-		e, f, err := dumpInto(options("large", "turned"), s)
-		require.NoError(t, err)
-		require.Contains(t, strings.Join(f.Notes, "\n"), "topic turned: its cleanup.policy was changed from delete to compact")
-		p := j.requireValues(e, s)
-		require.True(t, p.Compacted)
-		require.Equal(t, set.ByCatchingUp, p.EndedBy)
+		policy := "compact"
+		for topic, turn := range map[string]func(){
+			"turned": func() { b.alter("turned", "cleanup.policy=compact") },
+			"defaulted": func() {
+				b.alterDefault(kadm.AlterConfig{Op: kadm.SetConfig, Name: "log.cleanup.policy", Value: &policy})
+			},
+		} {
+			j := b.journal(topic, rolling...)
+			j.put(1, keys...)
+			s := newStore()
+			while(s, "/large/", 2, func() {
+				turn()
+				j.cleanUntil(keys, below(60))
+			})
+			e, f, err := dumpInto(options("large", topic), s)
+			require.NoError(t, err)
+			require.Contains(t, strings.Join(f.Notes, "\n"), "topic "+topic+": its cleanup.policy was changed from delete to compact")
+			p := j.requireValues(e, s)
+			require.True(t, p.Compacted)
+			require.Equal(t, set.ByCatchingUp, p.EndedBy)
+		}
+		b.alterDefault(kadm.AlterConfig{Op: kadm.DeleteConfig, Name: "log.cleanup.policy"})
+	})
+
+	t.Run("what delete takes of compact,delete is a gap", func(t *testing.T) {
+		j := b.journal("both", append(rolling, "cleanup.policy=compact,delete")...)
+		for _, allowed := range []bool{false, true} {
+			j.put(10, numbered("many", 400)...)
+			to := b.end("both") - 50
+			s := newStore()
+			while(s, "/both/", 1, func() {
+				offsets := kadm.Offsets{}
+				offsets.Add(kadm.Offset{Topic: "both", At: to})
+				_, err := b.adm.DeleteRecords(bg, offsets)
+				require.NoError(t, err)
+			})
+			o := options("both")
+			if allowed {
+				o.AllowGapsIn = []string{"both"}
+			}
+			e, f, err := dumpInto(o, s)
+			if !allowed {
+				require.ErrorContains(t, err, "deleted while the backup ran")
+				require.ErrorContains(t, err, "eventbus.allow_gaps_in to [both]")
+				require.True(t, stage.IsPermanent(err))
+				continue
+			}
+			require.NoError(t, err)
+			require.NotEmpty(t, f.Warnings)
+			require.Empty(t, s.verify(t, e))
+			gaps := e.Topics[0].Partitions[0].Gaps
+			require.Len(t, gaps, 1)
+			require.Equal(t, to, gaps[0].To)
+		}
 	})
 
 	// Nothing tells afterwards: it fails, or has every key where that is allowed.

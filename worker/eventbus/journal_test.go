@@ -164,6 +164,16 @@ func (u *bus) alter(topic string, configs ...string) {
 	}
 }
 
+// alterDefault changes what topics without a setting of their own have, on all brokers.
+func (u *bus) alterDefault(c kadm.AlterConfig) {
+	u.t.Helper()
+	rs, err := u.adm.AlterBrokerConfigs(bg, []kadm.AlterConfig{c})
+	require.NoError(u.t, err)
+	for _, r := range rs {
+		require.NoError(u.t, r.Err)
+	}
+}
+
 // end is a partition's high watermark.
 func (u *bus) end(topic string) int64 {
 	ends, err := u.adm.ListEndOffsets(bg, topic)
