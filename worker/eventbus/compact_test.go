@@ -312,13 +312,14 @@ func TestLeaderOfACompactedTopicMoves(t *testing.T) {
 	u := &bus{t: t, b: &lab.Broker{Brokers: c.ListenAddrs()}}
 	u.Client = u.client()
 	u.adm = kadm.NewClient(u.Client)
-	many := numbered("key", 399)
+	many := numbered("key", 400)
 	j := u.journal("t", "cleanup.policy=compact")
-	j.put(10, append([]string{"stays"}, many...)...) // or kfake's log would begin later
+	j.put(10, many...)
 	o := u.options()
 	o.FetchBytes, o.SegmentBytes, o.Parallel, o.Include = 20_000, 40_000, 1, []string{"t"}
 
-	// What the old leader told while the keys below were written anew and compacted.
+	// kfake's compaction lets the log begin later, which Apache Kafka's does not. What
+	// the old leader told while the keys below were written anew and compacted.
 	s := newStore()
 	var behind atomic.Int32
 	while(s, "/t/0/", 2, func() {
@@ -355,6 +356,6 @@ func TestLeaderOfACompactedTopicMoves(t *testing.T) {
 	require.NoError(t, err)
 	p := j.requireValues(e, s)
 	require.Len(t, j.at(p.Cut), 400)
-	require.Equal(t, int64(799), p.Cut)
+	require.Equal(t, int64(800), p.Cut)
 	require.Zero(t, behind.Load())
 }

@@ -32,7 +32,12 @@ func (r *reader) account(to int64) error {
 	}
 	from := r.covered
 	r.covered = to
-	if deleted := min(r.lost, to); deleted > from {
+	deleted := min(r.lost, to)
+	switch {
+	case deleted <= from:
+	case !r.t.policy.deletes():
+		r.leapt = true
+	default:
 		if err := r.gap(from, deleted, "deleted while the backup ran (retention or DeleteRecords)"); err != nil {
 			return err
 		}

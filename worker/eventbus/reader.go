@@ -31,6 +31,7 @@ type reader struct {
 	holes    set.Ranges // since the last batch stored
 	unproved set.Ranges // not explained yet
 	between  set.Ranges // of those, the ones before a batch that began a segment
+	leapt    bool       // the log began later, without a policy that deletes
 	unsure   bool       // the last answer has holes: made, maybe, by records beyond its stable offset
 
 	began   time.Time // of the first fetch

@@ -153,6 +153,11 @@ func (d *dumper) readPoliciesAgain(ctx context.Context, topics []*topicWork, job
 		}
 		now := policyOf(c)
 		if now.cleanup != t.policy.cleanup {
+			for _, j := range jobs {
+				if j.t == t && j.r != nil && j.r.leapt {
+					return nil, fmt.Errorf("eventbus: topic %s partition %d: records were deleted while its cleanup.policy was changed from %s to %s; run the backup again", t.Name, j.partition().ID, t.policy.cleanup, now.cleanup)
+				}
+			}
 			d.f.Note("eventbus: topic %s: its cleanup.policy was changed from %s to %s while the backup ran; the set has it as it was before", t.Name, t.policy.cleanup, now.cleanup)
 		}
 		now.keep = min(now.keep, t.policy.keep)
