@@ -45,9 +45,12 @@ type reader struct {
 	badCRC   int
 }
 
-func (d *dumper) newReader(t *topicWork, i int) *reader {
-	p := &t.Partitions[i]
-	return &reader{d: d, t: t, p: p, leader: t.leaders[i], compacts: t.policy.compact(), off: p.Start, covered: p.Start, end: p.Listed, epoch: -1, began: d.o.Now()}
+// newReader begins a try. That the policy compacts, or did at an earlier try,
+// explains the holes.
+func (d *dumper) newReader(j *job) *reader {
+	t, p := j.t, j.partition()
+	j.compacts = j.compacts || t.policy.compact()
+	return &reader{d: d, t: t, p: p, leader: t.leaders[j.i], compacts: j.compacts, off: p.Start, covered: p.Start, end: p.Listed, epoch: -1, began: d.o.Now()}
 }
 
 // errHeld says that only an open transaction keeps a reader from going on.

@@ -19,6 +19,8 @@ type job struct {
 	r    *reader       // of this try; nil before it
 	try  int           // from 1
 	took time.Duration // from the first fetch to the end; 0: all came in one answer
+
+	compacts bool // the policy was seen to compact
 }
 
 func (j *job) partition() *set.Partition { return &j.t.Partitions[j.i] }
@@ -79,7 +81,7 @@ func (d *dumper) readRound(ctx context.Context, jobs []*job, sink Sink) (held []
 func (d *dumper) readPartition(ctx context.Context, j *job, seg *segmenter) error {
 	for {
 		if j.r == nil {
-			j.r = d.newReader(j.t, j.i)
+			j.r = d.newReader(j)
 		}
 		if err := j.r.run(ctx, seg, j.try); err != nil || j.t.gone.Load() {
 			return err
@@ -120,6 +122,7 @@ func (d *dumper) readAnew(j *job, p policy) (again bool, err error) {
 		return false, stage.Permanentf("eventbus: %s, after %d tries; raise delete.retention.ms of the topic, or set eventbus.allow_gaps_in to [%s] to take the set with a warning", what, maxTries, j.t.Name)
 	}
 	d.o.Logf("eventbus: %s; it is read anew", what)
+	j.compacts = j.r.compacts
 	j.try++
 	j.r = nil
 	old := *j.partition()
