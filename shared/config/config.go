@@ -83,14 +83,16 @@ type Postgres struct {
 
 // EventBus is the Kafka side. No brokers: there is no bus.
 type EventBus struct {
-	Brokers   []string
-	TLS       TLS
-	SASL      SASL
-	AllowGaps bool
-	Include   []string
-	Exclude   []string
-	Parallel  int
-	Budget    time.Duration
+	Brokers         []string
+	TLS             TLS
+	SASL            SASL
+	AllowGaps       bool
+	AllowGapsIn     []string
+	TransactionWait time.Duration
+	Include         []string
+	Exclude         []string
+	Parallel        int
+	Budget          time.Duration
 }
 
 // SASL is a log-in at the brokers.

@@ -272,7 +272,9 @@ var Keys = []Key{
 	{Name: "eventbus.sasl.password", Kind: kindString, Secret: true, Doc: "The password.", set: str(func(c *Config) *string { return &c.EventBus.SASL.Password })},
 	{Name: "eventbus.include", Kind: kindList, Doc: "Topics to back up. Default: all that are not internal.", set: list(func(c *Config) *[]string { return &c.EventBus.Include }, nil)},
 	{Name: "eventbus.exclude", Kind: kindList, Doc: "Topics to leave out.", set: list(func(c *Config) *[]string { return &c.EventBus.Exclude }, nil)},
-	{Name: "eventbus.allow_gaps", Kind: kindBool, Default: "false", Doc: "Make a gap, a hidden topic or a topic recreated meanwhile a warning instead of a failure.", set: boolean(func(c *Config) *bool { return &c.EventBus.AllowGaps })},
+	{Name: "eventbus.allow_gaps", Kind: kindBool, Default: "false", Doc: "Make a gap, a hidden topic, a topic recreated meanwhile or a transaction that stays open a warning instead of a failure, in all topics.", set: boolean(func(c *Config) *bool { return &c.EventBus.AllowGaps })},
+	{Name: "eventbus.allow_gaps_in", Kind: kindList, Doc: "The same for these topics only: names or patterns as in `eventbus.include`.", set: list(func(c *Config) *[]string { return &c.EventBus.AllowGapsIn }, nil)},
+	{Name: "eventbus.transaction_wait", Kind: kindTime, Default: "15m", Doc: "How long after the cut a transaction may stay open that was open at the cut, before the stage fails. The default is the longest that brokers let one live.", set: duration(func(c *Config) *time.Duration { return &c.EventBus.TransactionWait })},
 	{Name: "eventbus.parallel", Kind: kindInt, Default: "4", Doc: "Partitions read at once.", set: integer(func(c *Config) *int { return &c.EventBus.Parallel }, 1, 64)},
 	{Name: "eventbus.patience", Kind: kindTime, Default: "120s", Doc: "How long a partition may give nothing but errors before the stage fails.", set: duration(func(c *Config) *time.Duration { return &c.EventBus.Budget })},
 

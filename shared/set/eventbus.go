@@ -16,8 +16,9 @@ type EventBus struct {
 	Groups []Group `json:"groups"`
 	ACLs   []ACL   `json:"acls"`
 
-	// Discarded are segments in the archive that belong to no topic of the set: their
-	// topic was deleted while it was being read. Only verification looks at them.
+	// Discarded are segments in the archive that belong to no partition of the set:
+	// their topic was deleted while it was being read, or their partition was read
+	// anew. Only verification looks at them.
 	Discarded []Segment `json:"discarded"`
 }
 
@@ -31,15 +32,31 @@ type Topic struct {
 	Partitions        []Partition        `json:"partitions"`
 }
 
+// EndedBy says where the dump of a partition ends. "" in sets made before it was noted.
+type EndedBy string
+
+const (
+	// ByCut: at the high watermark that was listed at the cut.
+	ByCut EndedBy = "cut"
+	// ByCatchingUp: of a compacted partition, at a last stable offset, not below that
+	// watermark, that the dump had caught up with.
+	ByCatchingUp EndedBy = "caught up"
+	// ByTransaction: below that watermark, where a transaction stayed open and its gap
+	// was allowed.
+	ByTransaction EndedBy = "open transaction"
+)
+
 // Partition covers the offsets [Start, Cut): every offset is in a stored batch,
 // in Dropped, in CompactedAway, or in Gaps. Only between the batches of one
 // segment of a compacted partition are holes not listed.
 type Partition struct {
 	ID               int32     `json:"id"`
 	Start            int64     `json:"start_offset"`
-	Cut              int64     `json:"cut_offset"`
-	HighWatermark    int64     `json:"high_watermark"`
-	Compacted        bool      `json:"compacted"`
+	Cut              int64     `json:"cut_offset"`              // the end of what is stored
+	Listed           int64     `json:"listed_offset,omitempty"` // high watermark at the cut
+	EndedBy          EndedBy   `json:"ended_by,omitempty"`
+	HighWatermark    int64     `json:"high_watermark"` // Listed, or Cut if that is higher
+	Compacted        bool      `json:"compacted"`      // by its topic's policy, or as its log shows
 	Batches          int64     `json:"batches"`
 	Records          int64     `json:"records"`
 	Bytes            int64     `json:"bytes"`
@@ -69,7 +86,7 @@ type Gap struct {
 // Segment is one archive entry: whole record batches in order, in Kafka's own
 // log segment layout.
 type Segment struct {
-	Entry   string `json:"entry"` // EventBusPrefix + <topic>/<partition>/<20 digits>.log
+	Entry   string `json:"entry"` // EventBusPrefix + <topic>/<partition>[~<try>]/<20 digits>.log
 	Base    int64  `json:"base_offset"`
 	Last    int64  `json:"last_offset"`
 	Batches int64  `json:"batches"`

@@ -79,8 +79,8 @@ func dsn(dsn, password string) string {
 
 func (o Options) eventBusOptions() eventbus.Options {
 	c := o.Config.EventBus
-	e := eventbus.Options{Brokers: c.Brokers, ClientID: "catalog-backup", AllowGaps: c.AllowGaps, Include: c.Include, Exclude: c.Exclude,
-		Parallel: c.Parallel, SegmentBytes: segmentBytes, Budget: c.Budget, Now: o.Now, Logf: o.Logf}
+	e := eventbus.Options{Brokers: c.Brokers, ClientID: "catalog-backup", AllowGaps: c.AllowGaps, AllowGapsIn: c.AllowGapsIn, Include: c.Include, Exclude: c.Exclude,
+		Parallel: c.Parallel, SegmentBytes: segmentBytes, Budget: c.Budget, TransactionWait: c.TransactionWait, Now: o.Now, Logf: o.Logf}
 	if c.TLS.Enabled {
 		e.TLS = &eventbus.TLS{CAFile: c.TLS.CAFile, CertFile: c.TLS.CertFile, KeyFile: c.TLS.KeyFile, ServerName: c.TLS.ServerName, InsecureSkipVerify: c.TLS.Insecure}
 	}

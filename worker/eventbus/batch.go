@@ -31,6 +31,7 @@ const (
 	attrLogAppendTime = 0x08
 	attrTransactional = 0x10
 	attrControl       = 0x20
+	attrHorizon       = 0x40 // the first timestamp is when the cleaner may remove tombstones and markers (KIP-534)
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -39,6 +40,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type batch struct {
 	raw        []byte
 	base       int64
+	epoch      int32 // of the leader that wrote it
 	lastDelta  int32
 	attrs      int16
 	firstTime  int64 // ms since 1970, or the delete horizon: records count from it either way
@@ -56,6 +58,11 @@ func (b batch) records() []byte     { return b.raw[batchHeader:] }
 
 // contiguous is false where compaction took records out of the batch.
 func (b batch) contiguous() bool { return b.lastDelta == b.count-1 }
+
+// cleaned tells whether the broker's cleaner has rewritten the batch: it holds
+// fewer records than offsets, which no broker takes from a producer, or it has a
+// delete horizon, which only the cleaner sets.
+func (b batch) cleaned() bool { return !b.contiguous() || b.attrs&attrHorizon != 0 }
 
 var (
 	errShort    = errors.New("the batch is cut off")
@@ -84,7 +91,7 @@ func parseBatch(in []byte) (batch, error) {
 	raw := in[:n:n]
 	be := binary.BigEndian
 	b := batch{
-		raw: raw, base: int64(be.Uint64(raw)),
+		raw: raw, base: int64(be.Uint64(raw)), epoch: int32(be.Uint32(raw[12:])),
 		attrs: int16(be.Uint16(raw[21:])), lastDelta: int32(be.Uint32(raw[23:])),
 		firstTime: int64(be.Uint64(raw[27:])), maxTime: int64(be.Uint64(raw[35:])),
 		producerID: int64(be.Uint64(raw[43:])), count: int32(be.Uint32(raw[57:])),

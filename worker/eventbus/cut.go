@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 type topicWork struct {
 	set.Topic
 	id      kadm.TopicID
+	policy  policy
 	leaders []int32 // by index of Partitions
 	newest  atomic.Int64
 	gone    atomic.Bool // deleted meanwhile
@@ -27,7 +27,7 @@ type topicWork struct {
 
 // newTopicWork begins a topic from what the survey saw.
 func newTopicWork(d kadm.TopicDetail, configs topicConfigs) *topicWork {
-	t := &topicWork{id: d.ID, Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Partitions: []set.Partition{}}}
+	t := &topicWork{id: d.ID, policy: policyOf(configs), Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Partitions: []set.Partition{}}}
 	if t.Configs == nil {
 		t.Configs = map[string]*string{}
 	}
@@ -35,12 +35,13 @@ func newTopicWork(d kadm.TopicDetail, configs topicConfigs) *topicWork {
 	for _, p := range d.Partitions.Sorted() {
 		t.ReplicationFactor = max(t.ReplicationFactor, len(p.Replicas))
 		t.leaders = append(t.leaders, p.Leader)
-		t.Partitions = append(t.Partitions, set.Partition{
-			ID: p.Partition, Compacted: strings.Contains(configs.effective["cleanup.policy"], "compact"),
-			Dropped: set.Ranges{}, CompactedAway: set.Ranges{}, Gaps: []set.Gap{}, Segments: []set.Segment{},
-		})
+		t.Partitions = append(t.Partitions, newPartition(p.Partition, t.policy.compact()))
 	}
 	return t
+}
+
+func newPartition(id int32, compacted bool) set.Partition {
+	return set.Partition{ID: id, Compacted: compacted, Dropped: set.Ranges{}, CompactedAway: set.Ranges{}, Gaps: []set.Gap{}, Segments: []set.Segment{}}
 }
 
 // saw notes the newest timestamp of the topic's batches.
@@ -53,19 +54,14 @@ func (t *topicWork) saw(ms int64) {
 	}
 }
 
-// takeCut lists where each partition begins and where it ends: start offsets,
-// then high watermarks, then last stable offsets. The other way round a
-// transaction that ends in between would look open.
-func (c *client) takeCut(ctx context.Context, topics []*topicWork, f *stage.Findings) error {
+// takeCut lists where each partition begins, and its high watermark: what the
+// set must have, unless it belongs to a transaction that is aborted in the end.
+func (c *client) takeCut(ctx context.Context, topics []*topicWork) error {
 	starts, err := c.offsets(ctx, topics, "start", c.adm.ListStartOffsets)
 	if err != nil {
 		return err
 	}
 	high, err := c.offsets(ctx, topics, "end", c.adm.ListEndOffsets)
-	if err != nil {
-		return err
-	}
-	stable, err := c.offsets(ctx, topics, "stable end", c.adm.ListCommittedOffsets)
 	if err != nil {
 		return err
 	}
@@ -75,15 +71,9 @@ func (c *client) takeCut(ctx context.Context, topics []*topicWork, f *stage.Find
 				break
 			}
 			p := &t.Partitions[i]
-			p.Start, p.HighWatermark, p.Cut = starts[t][p.ID], high[t][p.ID], stable[t][p.ID]
-			if p.Cut < p.HighWatermark {
-				f.Warn("eventbus: topic %s partition %d: an open transaction holds back offsets %d to %d; they are not in the set", t.Name, p.ID, p.Cut, p.HighWatermark-1)
-			}
-			// Published, or deleted, between the listings.
-			p.HighWatermark = max(p.HighWatermark, p.Cut)
-			if p.Start > p.Cut {
-				p.Start = p.Cut
-			}
+			p.Listed = high[t][p.ID]
+			p.Start = min(starts[t][p.ID], p.Listed) // a new leader's watermark may be behind
+			p.Cut, p.HighWatermark, p.EndedBy = p.Listed, p.Listed, set.ByCut
 		}
 	}
 	return nil
@@ -218,7 +208,7 @@ func (c *client) same(t *topicWork, id kadm.TopicID) error {
 	if !t.isAnew(id) {
 		return nil
 	}
-	if c.o.AllowGaps {
+	if c.o.allows(t.Name) {
 		t.anew.Store(true)
 		t.gone.Store(true)
 		return nil

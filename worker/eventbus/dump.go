@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
-	"sort"
 	"sync"
 	"time"
 
@@ -18,15 +17,18 @@ type dumper struct {
 	progress stage.Progress
 	anew     map[string]bool // topics made anew since their positions were read
 	turn     sync.Mutex      // of the sink
+	cutAt    time.Time
+	told     time.Time // when the log was last told what is waited for
 
-	mu sync.Mutex // of what follows
-	f  stage.Findings
+	mu        sync.Mutex // of what follows
+	f         stage.Findings
+	discarded []set.Segment // of tries that were given up
 }
 
 // Dump writes the bus up to the cut, taken now, into the sink. Positions must
 // have been read before. It fails for good on a gap, a hidden topic, a topic
-// made anew meanwhile and old record formats; a bus that is away is waited for,
-// partition by partition, as long as the budget says.
+// made anew meanwhile, a transaction that stays open and old record formats; a bus
+// that is away is waited for, partition by partition, as long as the budget says.
 //
 // A topic deleted while it is read leaves the set, with a warning; what the sink
 // has of it is listed in Discarded. One deleted after it was read stays in the
@@ -67,10 +69,11 @@ func (d *dumper) dump(ctx context.Context, pos *Positions, sink Sink) (*set.Even
 	if err != nil {
 		return nil, err
 	}
-	if err := d.takeCut(ctx, topics, &d.f); err != nil {
+	if err := d.takeCut(ctx, topics); err != nil {
 		return nil, err
 	}
-	e.CutAt = d.o.Now().UTC()
+	d.cutAt = d.o.Now()
+	e.CutAt = d.cutAt.UTC()
 	if n := s.bytes(); n > 0 {
 		d.progress.Total(n)
 	}
@@ -80,6 +83,7 @@ func (d *dumper) dump(ctx context.Context, pos *Positions, sink Sink) (*set.Even
 	if err := d.settle(ctx, topics, e); err != nil {
 		return nil, err
 	}
+	e.Discarded = append(e.Discarded, d.discarded...)
 	e.Groups = d.flagPositions(pos.Groups, e.Topics)
 	e.DoneAt = d.o.Now().UTC()
 	return e, nil
@@ -93,7 +97,7 @@ func (d *dumper) begin(s *survey, pos *Positions) ([]*topicWork, error) {
 	for _, td := range s.topics {
 		t := newTopicWork(td, s.configs[td.Topic])
 		now[td.Topic] = true
-		if old := pos.Topics[td.Topic]; old != "" && old != t.ID && d.o.AllowGaps {
+		if old := pos.Topics[td.Topic]; old != "" && old != t.ID && d.o.allows(td.Topic) {
 			d.warn("topic %s was deleted and created again since the run began; the set has the new one, without positions of consumers", td.Topic)
 			d.anew[td.Topic] = true
 		} else if old != "" && old != t.ID {
@@ -116,37 +120,6 @@ func (d *dumper) warn(format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.f.Warn("eventbus: "+format, args...)
-}
-
-// job is one partition to read.
-type job struct {
-	t *topicWork
-	i int // index of Partitions
-}
-
-// readAll reads the partitions, several at once, the largest first. The first
-// error ends all.
-func (d *dumper) readAll(ctx context.Context, topics []*topicWork, s *survey, sink Sink) error {
-	var jobs []job
-	for _, t := range topics {
-		for i, p := range t.Partitions {
-			if p.Cut > p.Start {
-				jobs = append(jobs, job{t, i})
-			}
-		}
-	}
-	size := func(j job) int64 { return s.sizes[j.t.Name][j.t.Partitions[j.i].ID] }
-	sort.SliceStable(jobs, func(a, b int) bool { return size(jobs[a]) > size(jobs[b]) })
-	return eachAtOnce(ctx, d.o.Parallel, jobs, func(ctx context.Context, next func() (job, bool)) error {
-		seg := &segmenter{sink: sink, turn: &d.turn, size: d.o.SegmentBytes}
-		defer seg.free()
-		for j, ok := next(); ok; j, ok = next() {
-			if err := d.readPartition(ctx, j.t, j.i, seg); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // eachAtOnce lets n workers take the items in turn. The first error cancels the

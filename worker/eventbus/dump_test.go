@@ -292,7 +292,7 @@ func TestTopicsAreChosen(t *testing.T) {
 	require.Empty(t, f.Warnings)
 	require.Equal(t, []string{"events.a"}, topicNames(e.Topics))
 	require.Empty(t, s.verify(t, e))
-	for _, bad := range []Options{{}, {Brokers: []string{"nowhere"}}, {Brokers: o.Brokers, Include: []string{"["}}, {Brokers: o.Brokers, Parallel: -1},
+	for _, bad := range []Options{{}, {Brokers: []string{"nowhere"}}, {Brokers: o.Brokers, Include: []string{"["}}, {Brokers: o.Brokers, AllowGapsIn: []string{"["}}, {Brokers: o.Brokers, TransactionWait: -1}, {Brokers: o.Brokers, Parallel: -1},
 		{Brokers: o.Brokers, SASL: &SASL{"GSSAPI", "u", "p"}}, {Brokers: o.Brokers, SASL: &SASL{Plain, "u", ""}}, {Brokers: o.Brokers, TLS: &TLS{CertFile: "x"}},
 		{Brokers: o.Brokers, TLS: &TLS{CAFile: "/does/not/exist"}}} {
 		_, _, err := Probe(bg, bad)

@@ -188,7 +188,14 @@ func TestHiddenTopicsAndRights(t *testing.T) {
 	_, _, err := Probe(bg, o)
 	require.ErrorContains(t, err, "hidden")
 	require.True(t, stage.IsPermanent(err))
-	o.AllowGaps = true
+	o.AllowGapsIn = []string{"seen"} // the allowance for one topic is none for another
+	_, _, err = Probe(bg, o)
+	require.ErrorContains(t, err, "1 topics that the user cannot see (hidden)")
+	require.ErrorContains(t, err, "eventbus.allow_gaps_in")
+	o.AllowGapsIn = []string{"hid*"}
+	_, _, f := dumpAll(t, o)
+	require.Contains(t, strings.Join(f.Warnings, "\n"), "hidden")
+	o.AllowGaps, o.AllowGapsIn = true, nil
 	e, s, f := dumpAll(t, o)
 	require.Contains(t, strings.Join(f.Warnings, "\n"), "hidden")
 	require.Len(t, e.Topics, 1)

@@ -4,115 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
-
-// reader reads one partition's batches up to its cut.
-type reader struct {
-	d      *dumper
-	t      *topicWork
-	p      *set.Partition
-	seg    *segmenter
-	leader int32
-
-	off     int64      // to fetch from
-	covered int64      // all offsets below are accounted for
-	lost    int64      // offsets below, from covered on, were deleted while we read
-	holes   set.Ranges // compacted away since the last batch stored
-	empty   int        // answers without batches, in a row
-
-	troubled time.Time // since when nothing came, zero if all is well
-	tries    int
-	badCRC   int
-}
-
-// readPartition reads a partition into the segmenter. A topic deleted meanwhile
-// is no error: it is marked.
-func (d *dumper) readPartition(ctx context.Context, t *topicWork, i int, seg *segmenter) error {
-	p := &t.Partitions[i]
-	r := &reader{d: d, t: t, p: p, seg: seg, leader: t.leaders[i], off: p.Start, covered: p.Start}
-	seg.begin(t.Name, p)
-	for r.off < p.Cut && !t.gone.Load() {
-		if ctx.Err() != nil {
-			return fmt.Errorf("eventbus: %w", context.Cause(ctx))
-		}
-		trouble, err := r.step(ctx)
-		if err != nil {
-			return err
-		}
-		if trouble == nil {
-			r.troubled, r.tries = time.Time{}, 0
-			continue
-		}
-		if err := r.wait(ctx, trouble); err != nil {
-			return err
-		}
-	}
-	if t.gone.Load() {
-		return nil
-	}
-	if err := r.account(p.Cut); err != nil {
-		return err
-	}
-	for _, h := range r.holes {
-		p.CompactedAway.Add(h.From, h.To)
-	}
-	return seg.flush(ctx)
-}
-
-// errorf is a permanent error at the place where the reader is.
-func (r *reader) errorf(format string, args ...any) error {
-	return stage.Permanentf("eventbus: topic %s partition %d offset %d: %w", r.t.Name, r.p.ID, r.off, fmt.Errorf(format, args...))
-}
-
-// wait lets some time pass after trouble and asks who leads the partition now.
-func (r *reader) wait(ctx context.Context, trouble error) error {
-	r.tries++
-	if r.troubled.IsZero() {
-		r.troubled = time.Now()
-	}
-	if lasted := time.Since(r.troubled); lasted > r.d.o.Budget {
-		return fmt.Errorf("eventbus: topic %s partition %d offset %d: nothing could be read for %s: %w; see to the broker that leads the partition",
-			r.t.Name, r.p.ID, r.off, lasted.Round(time.Second), trouble)
-	}
-	if err := pause(ctx, r.tries); err != nil {
-		return fmt.Errorf("eventbus: %w", err)
-	}
-	mctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	md, err := r.d.metadata(mctx, r.t.Name)
-	if err != nil {
-		if stage.IsPermanent(err) {
-			return err
-		}
-		return nil // the next fetch fails too and tells why
-	}
-	now := md.Topics[r.t.Name]
-	if err := r.d.same(r.t, now.ID); err != nil {
-		return err
-	}
-	if p, ok := now.Partitions[r.p.ID]; ok && p.Leader >= 0 {
-		r.leader = p.Leader
-	}
-	return nil
-}
 
 // fetch asks the leader once for what comes at r.off. The library's own retries
 // would hide a dead leader for 20 s and more.
 func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, r.d.o.FetchBytes, 1
+	if r.off >= r.end {
+		req.MaxWaitMillis = 0 // nothing need come any more
+	}
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = r.t.Name, r.t.id
 	rp := kmsg.NewFetchRequestTopicPartition()
 	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes = r.p.ID, r.off, r.d.o.FetchBytes
+	if r.off == r.covered {
+		rp.LastFetchedEpoch = r.epoch // the broker compares it with its own log
+	}
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
 	kresp, err := r.d.Broker(int(r.leader)).Request(ctx, req)
@@ -164,11 +78,14 @@ func (r *reader) outOfRange(ctx context.Context) (trouble, err error) {
 		return errNoAnswer, nil
 	case start.Err != nil:
 		return start.Err, nil
+	case start.Offset == r.off && r.epoch >= 0:
+		r.epoch = -1 // the broker has forgotten it with the records
+		return nil, nil
 	case start.Offset <= r.off:
 		return fmt.Errorf("the log begins at %d and has no such offset: it was cut off behind, or the topic was made anew", start.Offset), nil
 	}
-	r.lost = min(start.Offset, r.p.Cut)
-	r.off = r.lost
+	r.lost = start.Offset
+	r.off = min(start.Offset, r.end)
 	return nil, nil
 }
 
@@ -178,7 +95,12 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 	aborted := newAborted(resp.AbortedTransactions)
 	in := resp.RecordBatches
 	moved := false
-	for len(in) > 0 && r.off < r.p.Cut {
+	if e := resp.DivergingEpoch; e.EndOffset >= 0 {
+		return nil, fmt.Errorf("eventbus: topic %s partition %d: the log was cut back to offset %d by another leader (unclean election), and %d were read: what was read is not what is there now; run the backup again",
+			r.t.Name, r.p.ID, e.EndOffset, r.off)
+	}
+	r.heard(resp)
+	for len(in) > 0 && r.off < r.end {
 		b, perr := parseBatch(in)
 		if perr != nil {
 			if moved {
@@ -194,18 +116,25 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		if b.base < r.covered && r.covered > r.p.Start {
 			return nil, r.errorf("the batch of offsets %d to %d overlaps the one before: the broker's log is damaged; check the topic", b.base, b.last())
 		}
+		if !moved {
+			r.answers++
+		}
 		moved, r.empty, r.badCRC = true, 0, 0
-		if err := r.account(min(b.base, r.p.Cut)); err != nil {
+		if err := r.account(min(b.base, r.end)); err != nil {
 			return nil, err
 		}
-		if b.base >= r.p.Cut {
-			r.off = r.p.Cut
+		if b.base >= r.end {
+			r.off = r.end
 			break
 		}
+		if b.cleaned() {
+			r.unsure = true
+			r.proved()
+		}
 		from := max(b.base, r.covered)
-		r.off, r.covered = b.last()+1, b.last()+1
+		r.off, r.covered, r.epoch = b.last()+1, b.last()+1, b.epoch
 		if drop || b.count == 0 {
-			r.p.Dropped.Add(from, min(r.covered, r.p.Cut))
+			r.p.Dropped.Add(from, min(r.covered, r.end))
 			if b.control() {
 				r.p.ControlBatches++
 			} else if isAborted {
@@ -241,9 +170,7 @@ func (r *reader) unreadable(perr error) (trouble, err error) {
 // store hands a batch to the segmenter and counts it.
 func (r *reader) store(ctx context.Context, b batch) error {
 	if r.seg.full(b) {
-		for _, h := range r.holes {
-			r.p.CompactedAway.Add(h.From, h.To)
-		}
+		r.listHoles()
 	}
 	r.holes = r.holes[:0]
 	if err := r.seg.add(ctx, b); err != nil {
@@ -261,87 +188,45 @@ func (r *reader) store(ctx context.Context, b batch) error {
 	return nil
 }
 
-// nothing judges an answer without any batch to take, below the cut.
+// heard takes note of how far the log goes. The last stable offset of an answer
+// was taken before its records were read, so it says nothing about what the cleaner
+// did to these: the next answer's does.
+func (r *reader) heard(resp *kmsg.FetchResponseTopicPartition) {
+	r.unsure = false
+	r.lost = max(r.lost, resp.LogStartOffset)
+	r.stable = max(r.stable, stableEnd(resp))
+	if r.p.Compacted {
+		r.end = max(r.end, r.stable)
+	}
+}
+
+// stableEnd is the last stable offset, which brokers before Kafka 0.11 do not tell.
+func stableEnd(resp *kmsg.FetchResponseTopicPartition) int64 {
+	if resp.LastStableOffset < 0 {
+		return resp.HighWatermark
+	}
+	return resp.LastStableOffset
+}
+
+// nothing judges an answer without any batch to take.
 func (r *reader) nothing(resp *kmsg.FetchResponseTopicPartition) (trouble, err error) {
-	end := resp.LastStableOffset
-	if end < 0 {
-		end = resp.HighWatermark
-	}
-	if end < r.p.Cut {
+	stable := stableEnd(resp)
+	switch {
+	case r.off >= r.end:
+		return nil, nil
+	case stable > r.off:
+		// Nothing is left up to there. Once more, to be sure.
+		if r.empty++; r.empty >= 3 {
+			r.off, r.empty = min(stable, r.end), 0
+		}
+		return nil, nil
+	case resp.HighWatermark < r.p.Listed || stable < r.stable:
 		// A new leader may be behind for a moment.
-		return fmt.Errorf("the log ends at %d, before the cut %d: data was lost", end, r.p.Cut), nil
-	}
-	// Nothing is left up to the end of the log. Once more, to be sure.
-	if r.empty++; r.empty < 3 {
+		return fmt.Errorf("the log ends at %d, before %d that was there: data was lost", stable, r.end), nil
+	case r.giveUp:
+		r.end = r.off
+		r.d.warn("topic %s partition %d: an open transaction holds back offsets %d to %d; they are not in the set", r.t.Name, r.p.ID, r.end, r.p.Listed-1)
 		return nil, nil
 	}
-	r.off = r.p.Cut
-	return nil, nil
-}
-
-// account explains the offsets from covered up to to, which no batch has:
-// deleted while we read, or compacted away, or missing.
-func (r *reader) account(to int64) error {
-	if r.covered >= to {
-		return nil
-	}
-	from := r.covered
-	r.covered = to
-	if deleted := min(r.lost, to); deleted > from {
-		if err := r.gap(from, deleted, "deleted while the backup ran (retention or DeleteRecords)"); err != nil {
-			return err
-		}
-		from = deleted
-	}
-	if from >= to {
-		return nil
-	}
-	if r.p.Compacted {
-		r.holes.Add(from, to)
-		return nil
-	}
-	return r.gap(from, to, "missing in the broker's log, though the topic is not compacted now")
-}
-
-// gap records lost offsets, or fails where gaps are not allowed.
-func (r *reader) gap(from, to int64, reason string) error {
-	if !r.d.o.AllowGaps {
-		return stage.Permanentf("eventbus: topic %s partition %d: offsets %d to %d are %s; run the backup again, or set eventbus.allow_gaps to take the set with a warning",
-			r.t.Name, r.p.ID, from, to-1, reason)
-	}
-	r.p.Gaps = append(r.p.Gaps, set.Gap{From: from, To: to, Reason: reason})
-	r.d.warn("topic %s partition %d: offsets %d to %d are not in the set: %s", r.t.Name, r.p.ID, from, to-1, reason)
-	return nil
-}
-
-// abortedTxns finds the batches of aborted transactions as Kafka's consumer
-// does (org.apache.kafka.clients.consumer.internals.CompletedFetch): each
-// answer lists those that reach into it.
-type abortedTxns struct {
-	list   []kmsg.FetchResponseTopicPartitionAbortedTransaction
-	active map[int64]bool // producers within an aborted transaction
-}
-
-func newAborted(list []kmsg.FetchResponseTopicPartitionAbortedTransaction) *abortedTxns {
-	sort.Slice(list, func(i, j int) bool { return list[i].FirstOffset < list[j].FirstOffset })
-	return &abortedTxns{list, map[int64]bool{}}
-}
-
-// drops tells whether the answer's next batch is no data of a reader of committed
-// records, and whether that is because its transaction was aborted.
-func (a *abortedTxns) drops(b batch) (drop, aborted bool) {
-	for len(a.list) > 0 && a.list[0].FirstOffset <= b.last() {
-		a.active[a.list[0].ProducerID] = true
-		a.list = a.list[1:]
-	}
-	switch {
-	case b.control():
-		if isAbortMarker(b) {
-			delete(a.active, b.producerID)
-		}
-		return true, false
-	case b.transactional() && a.active[b.producerID]:
-		return true, true
-	}
-	return false, false
+	return errHeld, nil
 }

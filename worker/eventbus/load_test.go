@@ -138,7 +138,7 @@ func metadataOf(t testing.TB, b *lab.Broker) map[string]string {
 		require.NoError(t, err)
 		offsets.Each(func(o kadm.OffsetResponse) {
 			require.NoError(t, o.Err)
-			all[g+" "+entryName(o.Topic, o.Partition, 0)] = o.Metadata
+			all[g+" "+entryName(o.Topic, o.Partition, 1, 0)] = o.Metadata
 		})
 	}
 	return all

@@ -80,11 +80,14 @@ func partitionProblems(topic string, p *set.Partition) (problems []string) {
 		bad("start %d, cut %d and high watermark %d do not rise", p.Start, p.Cut, p.HighWatermark)
 		return problems
 	}
+	if !endFits(p) {
+		bad("its end %d does not fit %q and the watermark %d at the cut", p.Cut, p.EndedBy, p.Listed)
+	}
 	var batches, records, bytes int64
 	last := int64(-1)
 	for _, s := range p.Segments {
 		batches, records, bytes = batches+s.Batches, records+s.Records, bytes+s.Bytes
-		if s.Entry != entryName(topic, p.ID, s.Base) {
+		if try := tryOf(s, topic, p.ID); try == 0 || try != tryOf(p.Segments[0], topic, p.ID) {
 			bad("segment %q is not named after its topic, partition and base offset %d", s.Entry, s.Base)
 		}
 		if s.Base <= last || s.Last < s.Base || s.Last < p.Start || s.Base >= p.Cut {
@@ -121,6 +124,22 @@ func partitionProblems(topic string, p *set.Partition) (problems []string) {
 		}
 	}
 	return problems
+}
+
+// endFits compares a partition's end with the rule that it is said to end by.
+// Sets made before that was noted name none.
+func endFits(p *set.Partition) bool {
+	switch p.EndedBy {
+	case "":
+		return p.Listed == 0
+	case set.ByCut:
+		return p.Cut == p.Listed
+	case set.ByCatchingUp:
+		return p.Compacted && p.Cut >= p.Listed
+	case set.ByTransaction:
+		return p.Cut < p.Listed
+	}
+	return true // a later version's
 }
 
 // tiling walks over a partition's offsets and tells which are not accounted for.

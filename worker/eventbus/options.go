@@ -3,8 +3,8 @@
 // summed is stored byte for byte, as Kafka log segments.
 //
 // Order of a dump: consumer positions (ReadPositions), definitions, start
-// offsets, high watermarks, last stable offsets (the cut), batches up to the
-// cut (Dump). Verifier checks a set without a broker, Load brings it into one.
+// offsets, high watermarks (the cut), batches up to the cut, or of a compacted
+// partition until it is caught up with (Dump). Verifier checks a set without a broker, Load brings it into one.
 package eventbus
 
 import (
@@ -13,6 +13,7 @@ import (
 	"net"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,8 @@ type Options struct {
 	// AllowGaps makes warnings of what fails a dump otherwise: lost offsets, hidden or
 	// unreadable topics, unreadable groups.
 	AllowGaps bool
+	// AllowGapsIn does the same for the topics that match a name or pattern (path.Match).
+	AllowGapsIn []string
 	// Include and Exclude choose topics by name or pattern (path.Match). Empty Include
 	// takes all.
 	Include, Exclude []string
@@ -37,6 +40,10 @@ type Options struct {
 	FetchBytes   int32         // of one fetch, default 4 MB; a larger batch still comes whole
 	SegmentBytes int           // of one segment at most, default 16 MB; a larger batch makes its own
 	Budget       time.Duration // how long one partition may be in trouble without a break, default 120 s
+
+	// TransactionWait is how long after the cut a transaction may stay open that was
+	// open at the cut. 0: not at all.
+	TransactionWait time.Duration
 
 	Now  func() time.Time // default time.Now
 	Logf func(format string, args ...any)
@@ -92,13 +99,13 @@ func (o Options) Validate() error {
 			return stage.Permanentf("eventbus: SASL needs a user name and a password; set both")
 		}
 	}
-	for _, p := range append(append([]string{}, o.Include...), o.Exclude...) {
+	for _, p := range slices.Concat(o.Include, o.Exclude, o.AllowGapsIn) {
 		if _, err := path.Match(p, "x"); err != nil {
 			return stage.Permanentf("eventbus: topic pattern %q is malformed; correct the lists of topics", p)
 		}
 	}
-	if o.Parallel < 0 || o.FetchBytes < 0 || o.SegmentBytes < 0 || o.Budget < 0 {
-		return stage.Permanentf("eventbus: parallel, fetch size, segment size and budget cannot be negative")
+	if o.Parallel < 0 || o.FetchBytes < 0 || o.SegmentBytes < 0 || o.Budget < 0 || o.TransactionWait < 0 {
+		return stage.Permanentf("eventbus: parallel, fetch size, segment size, budget and the wait for transactions cannot be negative")
 	}
 	return nil
 }
@@ -153,15 +160,18 @@ func (o Options) wants(topic string) bool {
 	if internalTopics[topic] {
 		return false
 	}
-	match := func(patterns []string) bool {
-		for _, p := range patterns {
-			if ok, _ := path.Match(p, topic); ok {
-				return true
-			}
-		}
-		return false
-	}
-	return (len(o.Include) == 0 || match(o.Include)) && !match(o.Exclude)
+	return (len(o.Include) == 0 || matches(o.Include, topic)) && !matches(o.Exclude, topic)
+}
+
+// allows tells whether what fails a dump otherwise is a warning for this topic.
+func (o Options) allows(topic string) bool { return o.AllowGaps || matches(o.AllowGapsIn, topic) }
+
+// matches tells whether one of the names or patterns is the topic's.
+func matches(patterns []string, topic string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, _ := path.Match(p, topic)
+		return ok
+	})
 }
 
 // names joins a list for an error text, cut short after ten.

@@ -88,9 +88,11 @@ func (c *client) positions(ctx context.Context, s *survey) (*Positions, stage.Fi
 		p.Groups = append(p.Groups, group)
 	}
 	if len(denied) > 0 {
-		if err := c.orWarn(&f, "no right to DESCRIBE %d groups (%s): their positions would be missing", len(denied), names(denied)); err != nil {
-			return nil, f, err
+		what := fmt.Sprintf("eventbus: no right to DESCRIBE %d groups (%s): their positions would be missing", len(denied), names(denied))
+		if !c.o.AllowGaps {
+			return nil, f, stage.Permanentf("%s; %s, or set eventbus.allow_gaps", what, needRights)
 		}
+		f.Warnings = append(f.Warnings, what)
 	}
 	if len(groups) == 0 && !s.checked {
 		f.Warn("eventbus: no consumer group is visible; if the bus has consumers, grant the user DESCRIBE on Group *")

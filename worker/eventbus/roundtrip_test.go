@@ -46,7 +46,7 @@ func roundTrip(t *testing.T, pre string, from, to *bus) {
 		}
 	})
 	o := from.options()
-	o.Include, o.SegmentBytes, o.FetchBytes = []string{pre + "*"}, 100_000, 60_000
+	o.Include, o.SegmentBytes, o.FetchBytes, o.AllowGapsIn = []string{pre + "*"}, 100_000, 60_000, []string{pre + "txn"}
 	info, _, err := Probe(bg, o)
 	require.NoError(t, err)
 	require.True(t, info.Checked)

@@ -19,9 +19,25 @@ type Sink interface {
 	Segment(ctx context.Context, entry string, content []byte, packed bool) error
 }
 
-// entryName is where a segment lies in the archive.
-func entryName(topic string, partition int32, base int64) string {
-	return fmt.Sprintf("%s%s/%d/%020d.log", set.EventBusPrefix, topic, partition, base)
+// entryName is where a segment lies in the archive. A partition that is read anew
+// has each further try in a directory of its own, which stands for the ones before:
+// those are in the archive already. No topic's name has a "~".
+func entryName(topic string, partition int32, try int, base int64) string {
+	dir := fmt.Sprintf("%s%s/%d", set.EventBusPrefix, topic, partition)
+	if try > 1 {
+		dir += fmt.Sprintf("~%d", try)
+	}
+	return fmt.Sprintf("%s/%020d.log", dir, base)
+}
+
+// tryOf is which try at its partition a segment is of, 0 if it has no right name.
+func tryOf(s set.Segment, topic string, partition int32) int {
+	for try := 1; try <= maxTries; try++ {
+		if s.Entry == entryName(topic, partition, try, s.Base) {
+			return try
+		}
+	}
+	return 0
 }
 
 // segmenter gathers the batches of one partition after the other into segments.
@@ -34,6 +50,7 @@ type segmenter struct {
 
 	topic     string
 	partition *set.Partition
+	try       int
 	buf       []byte
 	n         int // bytes in buf
 	packed    int // of them compressed
@@ -41,8 +58,8 @@ type segmenter struct {
 }
 
 // begin turns to another partition. What is left of the one before is dropped.
-func (s *segmenter) begin(topic string, p *set.Partition) {
-	s.topic, s.partition = topic, p
+func (s *segmenter) begin(topic string, p *set.Partition, try int) {
+	s.topic, s.partition, s.try = topic, p, try
 	s.n, s.packed = 0, 0
 }
 
@@ -57,7 +74,7 @@ func (s *segmenter) add(ctx context.Context, b batch) error {
 		}
 	}
 	if s.n == 0 {
-		s.cur = set.Segment{Entry: entryName(s.topic, s.partition.ID, b.base), Base: b.base}
+		s.cur = set.Segment{Entry: entryName(s.topic, s.partition.ID, s.try, b.base), Base: b.base}
 	}
 	s.cur.Last = b.last()
 	s.cur.Batches++

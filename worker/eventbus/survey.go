@@ -44,10 +44,8 @@ func (c *client) look(ctx context.Context) (*survey, stage.Findings, error) {
 	if err != nil {
 		return nil, f, err
 	}
-	if len(hidden) > 0 {
-		if err := c.orWarn(&f, "the bus has %d topics that the user cannot see (%s): they would be missing", len(hidden), names(hidden)); err != nil {
-			return nil, f, err
-		}
+	if err := c.orWarn(&f, hidden, "the bus has %d topics that the user cannot see (%s): they would be missing"); err != nil {
+		return nil, f, err
 	}
 	if !s.checked {
 		remedy := "grant the user DESCRIBE on Cluster"
@@ -70,14 +68,24 @@ func (c *client) look(ctx context.Context) (*survey, stage.Findings, error) {
 	return s, f, nil
 }
 
-// orWarn is the rule for what makes a dump incomplete: a permanent error, or a
-// warning where gaps are allowed.
-func (c *client) orWarn(f *stage.Findings, format string, args ...any) error {
-	if c.o.AllowGaps {
-		f.Warn("eventbus: "+format, args...)
-		return nil
+// orWarn is the rule for topics that make a dump incomplete: a permanent error, or
+// a warning about those where gaps are allowed. format takes their number and names.
+func (c *client) orWarn(f *stage.Findings, topics []string, format string) error {
+	var allowed, others []string
+	for _, t := range topics {
+		if c.o.allows(t) {
+			allowed = append(allowed, t)
+		} else {
+			others = append(others, t)
+		}
 	}
-	return stage.Permanentf("eventbus: "+format+"; "+needRights+", or set eventbus.allow_gaps", args...)
+	if len(allowed) > 0 {
+		f.Warn("eventbus: "+format, len(allowed), names(allowed))
+	}
+	if len(others) > 0 {
+		return stage.Permanentf("eventbus: "+format+"; "+needRights+", or name them in eventbus.allow_gaps_in", len(others), names(others))
+	}
+	return nil
 }
 
 // list compares the topics that the principal sees with those on the brokers'
@@ -201,21 +209,29 @@ func (c *client) dropUnreadable(s *survey, f *stage.Findings) error {
 	if broken != nil {
 		return broken
 	}
-	if len(denied) > 0 {
-		return c.orWarn(f, "no right to READ %d topics (%s): they would be missing", len(denied), names(denied))
-	}
-	return nil
+	return c.orWarn(f, denied, "no right to READ %d topics (%s): they would be missing")
 }
 
 // readConfigs reads the settings of the survey's topics.
 func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) error {
-	s.configs = map[string]topicConfigs{}
-	var list, denied []string
+	var list []string
 	for _, t := range s.topics {
 		list = append(list, t.Topic)
 	}
+	configs, denied, err := c.topicConfigs(ctx, list)
+	if err != nil {
+		return err
+	}
+	s.configs = configs
+	return c.orWarn(f, denied, "no right to DESCRIBE_CONFIGS of %d topics (%s): their settings would be missing")
+}
+
+// topicConfigs reads the settings of topics. Left out are those that are gone, and
+// those that the principal may not ask for, which it names.
+func (c *client) topicConfigs(ctx context.Context, list []string) (configs map[string]topicConfigs, denied []string, err error) {
+	configs = map[string]topicConfigs{}
 	if len(list) == 0 {
-		return nil
+		return configs, nil, nil
 	}
 	// Asked for without kadm, which makes one topic's refusal an error of all.
 	req := kmsg.NewPtrDescribeConfigsRequest()
@@ -226,7 +242,7 @@ func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) 
 	}
 	resp, err := req.RequestWith(ctx, c.Client)
 	if err != nil {
-		return fmt.Errorf("reading the topics' settings: %w", c.explain(err))
+		return nil, nil, fmt.Errorf("reading the topics' settings: %w", c.explain(err))
 	}
 	for _, r := range resp.Resources {
 		rerr := kerr.ErrorForCode(r.ErrorCode)
@@ -237,7 +253,7 @@ func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) 
 			denied = append(denied, r.ResourceName)
 			continue
 		case rerr != nil:
-			return fmt.Errorf("reading the settings of topic %s: %w", r.ResourceName, c.explain(rerr))
+			return nil, nil, fmt.Errorf("reading the settings of topic %s: %w", r.ResourceName, c.explain(rerr))
 		}
 		tc := topicConfigs{own: map[string]*string{}, effective: map[string]string{}}
 		for _, kv := range r.Configs {
@@ -248,13 +264,10 @@ func (c *client) readConfigs(ctx context.Context, s *survey, f *stage.Findings) 
 				tc.effective[kv.Name] = *kv.Value
 			}
 		}
-		s.configs[r.ResourceName] = tc
+		configs[r.ResourceName] = tc
 	}
-	if len(denied) > 0 {
-		sort.Strings(denied)
-		return c.orWarn(f, "no right to DESCRIBE_CONFIGS of %d topics (%s): their settings would be missing", len(denied), names(denied))
-	}
-	return nil
+	sort.Strings(denied)
+	return configs, denied, nil
 }
 
 // bytes is how much the survey's topics hold on disk, 0 if that is unknown.

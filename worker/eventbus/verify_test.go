@@ -160,7 +160,7 @@ func bomb(t testing.TB, n int, count int32) (*set.EventBus, *store) {
 }
 
 func oneSegment(raw []byte, count int32) (*set.EventBus, *store) {
-	sg := set.Segment{Entry: entryName("t", 0, 0), Last: int64(count - 1), Batches: 1, Records: int64(count)}
+	sg := set.Segment{Entry: entryName("t", 0, 1, 0), Last: int64(count - 1), Batches: 1, Records: int64(count)}
 	agree(&sg, raw)
 	p := set.Partition{Cut: int64(count), HighWatermark: int64(count), Batches: 1, Records: int64(count), Bytes: int64(len(raw)), MaxBatch: len(raw), Segments: []set.Segment{sg}}
 	s := newStore()
@@ -178,6 +178,35 @@ func TestVerifyHugeRecordsInLittleMemory(t *testing.T) {
 	}).AllocedBytesPerOp()
 	require.Empty(t, damage)
 	require.Less(t, allocated, int64(64<<20))
+}
+
+// A partition's end must fit the rule that it is said to end by. Sets of before
+// name none, and verify as they did.
+func TestVerifyEndsOfPartitions(t *testing.T) {
+	_, o := filled(t, "t", 1, 1000)
+	good, s, _ := dumpAll(t, o)
+	require.Equal(t, set.ByCut, good.Topics[0].Partitions[0].EndedBy)
+	for name, c := range map[string]struct {
+		change func(p *set.Partition)
+		good   bool
+	}{
+		"a set of before":             {func(p *set.Partition) { p.EndedBy, p.Listed = "", 0 }, true},
+		"a rule of a later version":   {func(p *set.Partition) { p.EndedBy = "moon" }, true},
+		"caught up":                   {func(p *set.Partition) { p.EndedBy, p.Compacted, p.Listed = set.ByCatchingUp, true, 900 }, true},
+		"at a transaction":            {func(p *set.Partition) { p.EndedBy, p.Listed, p.HighWatermark = set.ByTransaction, 1010, 1010 }, true},
+		"not at the cut":              {func(p *set.Partition) { p.Listed = 999 }, false},
+		"caught up below the cut":     {func(p *set.Partition) { p.EndedBy, p.Compacted, p.Listed = set.ByCatchingUp, true, 1001 }, false},
+		"caught up and not compacted": {func(p *set.Partition) { p.EndedBy = set.ByCatchingUp }, false},
+		"no transaction":              {func(p *set.Partition) { p.EndedBy = set.ByTransaction }, false},
+		"no rule":                     {func(p *set.Partition) { p.EndedBy = "" }, false},
+		"two tries in one":            {func(p *set.Partition) { p.Segments[1].Entry = entryName("t", 0, 2, p.Segments[1].Base) }, false},
+	} {
+		e, err := clone(good)
+		require.NoError(t, err)
+		c.change(&e.Topics[0].Partitions[0])
+		found := s.verify(t, e)
+		require.Equal(t, c.good, len(found) == 0, "%s: %v", name, found)
+	}
 }
 
 func FuzzVerifier(f *testing.F) {

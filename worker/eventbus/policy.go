@@ -1,0 +1,33 @@
+package eventbus
+
+import (
+	"strconv"
+	"strings"
+	"time"
+)
+
+// policy is what of a topic's effective settings decides how it is read.
+type policy struct {
+	cleanup string        // cleanup.policy
+	keep    time.Duration // delete.retention.ms: how long a tombstone can be read at least
+}
+
+// policyOf reads a topic's effective settings. What the broker did not tell is
+// taken as Kafka's default.
+func policyOf(c topicConfigs) policy {
+	p := policy{cleanup: "delete", keep: 24 * time.Hour}
+	if v, ok := c.effective["cleanup.policy"]; ok {
+		p.cleanup = v
+	}
+	if ms, err := strconv.ParseInt(c.effective["delete.retention.ms"], 10, 64); err == nil {
+		p.keep = time.Duration(min(ms, int64(1<<62)/1e6)) * time.Millisecond
+	}
+	return p
+}
+
+// deletes tells whether retention takes records. If not, DeleteRecords is refused
+// too (POLICY_VIOLATION), so a log that begins later than before was compacted.
+func (p policy) deletes() bool { return strings.Contains(p.cleanup, "delete") }
+
+// compact tells whether the cleaner takes replaced records out.
+func (p policy) compact() bool { return strings.Contains(p.cleanup, "compact") }
