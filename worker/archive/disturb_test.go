@@ -42,10 +42,7 @@ func disturbed(t *testing.T, f func(path string)) (string, string, *set.Files, s
 	w, err := Create(path, Options{})
 	require.NoError(t, err)
 	files := &set.Files{}
-	found, err := AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, &during{f: func() { f(root + "/f") }}, func(f set.File) error {
-		files.Entries = append(files.Entries, f)
-		return nil
-	})
+	found, err := AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, &during{f: func() { f(root + "/f") }}, recordIn(files))
 	require.NoError(t, err)
 	_, err = w.Finish()
 	require.NoError(t, err)
@@ -187,10 +184,7 @@ func TestHardLinksOfAFileReadTwice(t *testing.T) {
 		g.WriteAt([]byte("torn"), 0)
 		g.Close()
 	}}
-	_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, p, func(f set.File) error {
-		files.Entries = append(files.Entries, f)
-		return nil
-	})
+	_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, p, recordIn(files))
 	require.NoError(t, err)
 	_, err = w.Finish()
 	require.NoError(t, err)
@@ -235,7 +229,7 @@ func TestSwappedBeforeOpening(t *testing.T) {
 			require.NoError(t, err)
 			a := newAdder(w, nil)
 			files := &set.Files{}
-			a.record = func(f set.File) error { files.Entries = append(files.Entries, f); return nil }
+			a.first = func(f set.File) error { files.Entries = append(files.Entries, f); return nil }
 			a.entry = func(n *node) string { return entryName(set.FilesPrefix, n.path) }
 			var s *smallFile
 			if size < smallEntry {
