@@ -20,15 +20,16 @@ type Place struct {
 	Resolved   string `json:"resolved"` // absolute; no symbolic link is on the way
 	// ResolvedBytes is to Resolved what File.PathBytes is to File.Path.
 	ResolvedBytes string      `json:"resolved_bytes,omitempty"`
-	Links         []PlaceLink `json:"links,omitempty"` // that were followed, in this order
+	Way           []PlaceStep `json:"way,omitempty"` // in the order in which it was gone
 }
 
-// PlaceLink is a symbolic link on the way to a place. It is stored as a link, with
-// this target, so that the configured path leads there after a restore too.
-type PlaceLink struct {
-	Path        string `json:"path"` // absolute; no other link is on the way
+// PlaceStep is a symbolic link on the way from the configured path to the place, or a
+// directory that a ".." on it leads out of. Both are stored, the link with this target,
+// so that the configured path leads to the place after a restore too.
+type PlaceStep struct {
+	Path        string `json:"path"` // absolute; no link is on the way
 	PathBytes   string `json:"path_bytes,omitempty"`
-	Target      string `json:"target"`
+	Target      string `json:"target,omitempty"` // empty: a directory
 	TargetBytes string `json:"target_bytes,omitempty"`
 }
 

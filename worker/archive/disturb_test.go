@@ -103,8 +103,18 @@ func TestFileThatVanishes(t *testing.T) {
 	require.Equal(t, int64(4<<20), record(t, files, root+"/f").Size)
 
 	root, _, files, found = disturbed(t, func(p string) { os.Truncate(p, 10); os.Remove(p); unix.Mkfifo(p, 0600) })
-	require.Empty(t, found.Warnings)
-	require.Equal(t, vanished, record(t, files, root+"/f").Changed)
+	require.Len(t, found.Warnings, 1)
+	require.Contains(t, found.Warnings[0], "changed while they were read and were removed")
+	require.Equal(t, shrunk, record(t, files, root+"/f").Changed, "torn, not just gone")
+
+	root, _, files, found = disturbed(t, func(p string) {
+		g, _ := os.OpenFile(p, os.O_WRONLY, 0)
+		g.WriteAt([]byte("!"), 4<<20-1)
+		g.Close()
+		os.Remove(p)
+	})
+	require.Len(t, found.Warnings, 1)
+	require.Equal(t, changed, record(t, files, root+"/f").Changed)
 
 	root, path, files, found := disturbed(t, func(p string) { os.Truncate(p, 10); os.Remove(p); os.Symlink("g", p) })
 	require.Empty(t, found.Warnings)

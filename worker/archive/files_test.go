@@ -36,25 +36,9 @@ func shapes(t *testing.T, root string) map[string]shape {
 	require.NoError(t, filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
 		require.NoError(t, err)
 		rel, _ := filepath.Rel(root, p)
+		s := shapeOf(t, p)
 		var st unix.Stat_t
 		require.NoError(t, unix.Lstat(p, &st))
-		s := shape{Kind: fmt.Sprintf("%o", st.Mode&unix.S_IFMT), Mode: fmt.Sprintf("%o", st.Mode&07777), UID: st.Uid, GID: st.Gid, Time: modTime(&st).UTC().String()}
-		link := st.Mode&unix.S_IFMT == unix.S_IFLNK
-		x := ofPath(p).read()
-		require.NoError(t, x.fault)
-		s.Xattrs = x.values
-		switch {
-		case link:
-			s.Target, err = os.Readlink(p)
-			require.NoError(t, err)
-		case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size < 64<<20:
-			b, err := os.ReadFile(p)
-			require.NoError(t, err)
-			sum := sha256.Sum256(b)
-			s.Content = fmt.Sprint(len(b), " ", hex.EncodeToString(sum[:]))
-		case st.Mode&unix.S_IFMT == unix.S_IFREG:
-			s.Content = fmt.Sprint(st.Size)
-		}
 		if st.Nlink > 1 && st.Mode&unix.S_IFMT == unix.S_IFREG {
 			if first[st.Ino] == "" {
 				first[st.Ino] = rel
@@ -65,6 +49,39 @@ func shapes(t *testing.T, root string) map[string]shape {
 		return nil
 	}))
 	return out
+}
+
+func shapeOf(t *testing.T, p string) shape {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Lstat(p, &st))
+	s := shape{Kind: fmt.Sprintf("%o", st.Mode&unix.S_IFMT), Mode: fmt.Sprintf("%o", st.Mode&07777), UID: st.Uid, GID: st.Gid, Time: modTime(&st).UTC().String()}
+	x := ofPath(p).read()
+	require.NoError(t, x.fault)
+	s.Xattrs = x.values
+	var err error
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		s.Target, err = os.Readlink(p)
+		require.NoError(t, err)
+	case unix.S_IFREG:
+		s.Content = fmt.Sprint(st.Size)
+		if st.Size < 64<<20 {
+			b, err := os.ReadFile(p)
+			require.NoError(t, err)
+			sum := sha256.Sum256(b)
+			s.Content = fmt.Sprint(len(b), " ", hex.EncodeToString(sum[:]))
+		}
+	}
+	return s
+}
+
+func mustOpen(t *testing.T, dir string) int {
+	t.Helper()
+	f, err := os.Open(dir)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return int(f.Fd())
 }
 
 // recordIn keeps records as the manifest does: a later one of a path counts.

@@ -127,7 +127,7 @@ func (w *walk) spots(path, root string) []spot {
 	rel, _ := below(root)
 	out := []spot{{path, rel}}
 	for _, p := range w.places {
-		if rel, ok := below(p.real); ok && len(p.links) > 0 {
+		if rel, ok := below(p.real); ok && len(p.way) > 0 {
 			out = append(out, spot{strings.TrimSuffix(gopath.Join(p.configured, rel), "/"), rel})
 		}
 	}

@@ -15,10 +15,11 @@ import (
 type place struct {
 	configured string
 	real       string // no symbolic link is on the way
-	links      []placeLink
+	way        []step
 }
 
-type placeLink struct{ path, target string }
+// step is set.PlaceStep.
+type step struct{ path, target string }
 
 // mostLinks is how many symbolic links one path may lead through, as path_resolution(7) has it.
 const mostLinks = 40
@@ -35,11 +36,11 @@ func ResolvePlaces(paths []string) ([]set.Place, error) {
 		}
 		x := set.Place{Configured: path}
 		x.Resolved, x.ResolvedBytes = text(p.real)
-		for _, l := range p.links {
-			var y set.PlaceLink
+		for _, l := range p.way {
+			var y set.PlaceStep
 			y.Path, y.PathBytes = text(l.path)
 			y.Target, y.TargetBytes = text(l.target)
-			x.Links = append(x.Links, y)
+			x.Way = append(x.Way, y)
 		}
 		out = append(out, x)
 	}
@@ -53,15 +54,15 @@ func placeOf(x set.Place) (place, error) {
 	if p.real, err = bytesOf(x.Resolved, x.ResolvedBytes); err != nil {
 		return p, err
 	}
-	for _, y := range x.Links {
-		var l placeLink
+	for _, y := range x.Way {
+		var l step
 		if l.path, err = bytesOf(y.Path, y.PathBytes); err != nil {
 			return p, err
 		}
 		if l.target, err = bytesOf(y.Target, y.TargetBytes); err != nil {
 			return p, err
 		}
-		p.links = append(p.links, l)
+		p.way = append(p.way, l)
 	}
 	return p, nil
 }
@@ -89,7 +90,7 @@ func resolve(path string) (place, error) {
 // follow walks path, name by name. A ".." leads up from where a link has led to, which
 // is not what cleaning the path as a text gives.
 func (p *place) follow(path string) error {
-	rest := strings.Split(path, "/")
+	rest, followed := strings.Split(path, "/"), 0
 	for len(rest) > 0 {
 		name := rest[0]
 		rest = rest[1:]
@@ -97,6 +98,7 @@ func (p *place) follow(path string) error {
 		case "", ".":
 			continue
 		case "..":
+			p.way = append(p.way, step{path: p.real})
 			p.real = filepath.Dir(p.real)
 			continue
 		}
@@ -109,14 +111,14 @@ func (p *place) follow(path string) error {
 			p.real = next
 			continue
 		}
-		if len(p.links) == mostLinks {
+		if followed++; followed > mostLinks {
 			return unix.ELOOP
 		}
 		target, err := readlinkAt(unix.AT_FDCWD, next)
 		if err != nil {
 			return err
 		}
-		p.links = append(p.links, placeLink{next, target})
+		p.way = append(p.way, step{next, target})
 		if strings.HasPrefix(target, "/") {
 			p.real = "/"
 		}

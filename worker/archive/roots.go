@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -41,7 +41,7 @@ type FilesOptions struct {
 // forest is the configured paths, checked, and a walk over them.
 type forest struct {
 	places []place
-	roots  []string // where the places are; each once, an outer one before those within it
+	roots  map[string]bool // where the places are: true; steps on the way to them: false
 	walk   walk
 }
 
@@ -51,7 +51,7 @@ func plant(o FilesOptions) (*forest, error) {
 	if err != nil {
 		return nil, stage.Permanentf("files.exclude: %w", err)
 	}
-	f := &forest{walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, done: map[string]bool{}, links: map[string]string{}}}
+	f := &forest{roots: map[string]bool{}, walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, done: map[string]bool{}, links: map[string]string{}}}
 	for _, dir := range o.Never {
 		dir = filepath.Clean(dir)
 		f.walk.neverAt[dir] = true
@@ -77,7 +77,6 @@ func plant(o FilesOptions) (*forest, error) {
 			return nil, err
 		}
 	}
-	sort.Strings(f.roots)
 	f.walk.places = f.places
 	return f, nil
 }
@@ -93,14 +92,15 @@ func (f *forest) add(p place) error {
 		}
 	}
 	f.places = append(f.places, p)
-	if !slices.Contains(f.roots, p.real) {
-		f.roots = append(f.roots, p.real)
-	}
-	for _, l := range p.links {
-		f.walk.links[l.path] = l.target
-		f.await(l.path)
-	}
+	f.roots[p.real] = true
 	f.await(p.real)
+	for _, s := range p.way {
+		f.roots[s.path] = f.roots[s.path]
+		f.await(s.path)
+		if s.target != "" {
+			f.walk.links[s.path] = s.target
+		}
+	}
 	return nil
 }
 
@@ -119,29 +119,44 @@ func (f *forest) await(path string) {
 // no link is followed here.
 func (f *forest) each(ctx context.Context, emit func(*node) error) error {
 	f.walk.emit = emit
-	for _, r := range f.roots {
-		if f.walk.done[r] {
-			continue
+	for _, path := range slices.Sorted(maps.Keys(f.roots)) { // an outer one before those within it
+		var err error
+		switch {
+		case f.walk.done[path]:
+		case f.roots[path]:
+			err = f.place(ctx, path)
+		case f.walk.links[path] != "":
+			err = f.link(path)
+		default: // a directory on the way
+			err = f.directory(path)
 		}
-		at, n, err := f.reach(r)
 		if err != nil {
 			return err
-		}
-		f.walk.done[r] = true
-		err = f.walk.tree(ctx, n)
-		at.release()
-		if err != nil {
-			return err
-		}
-	}
-	for _, p := range f.places {
-		for _, l := range p.links {
-			if err := f.link(l.path); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+func (f *forest) place(ctx context.Context, path string) error {
+	at, n, err := f.reach(path)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	f.walk.done[path] = true
+	return f.walk.tree(ctx, n)
+}
+
+// directory emits a directory that a ".." leads out of, without what is in it.
+func (f *forest) directory(path string) error {
+	at, n, err := f.reach(path)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	f.walk.done[path] = true
+	n.parent = true
+	return f.walk.emit(n)
 }
 
 // reach opens the way to path, and emits the directories on it that no walk has come by.
