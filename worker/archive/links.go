@@ -36,6 +36,9 @@ func (a *adder) sameFile(l *linked, n *node) bool {
 	if id, ok := a.overwritten[l.path]; ok && id != inodeOf(&l.st) {
 		return false // another file has its entry by now
 	}
+	if st, err := statAt(n.at.fd(), n.base); err == nil && inodeOf(&st) == inodeOf(&n.st) {
+		n.st = st // the walk looked at it some time ago
+	}
 	now, err := statAt(unix.AT_FDCWD, l.path)
 	if err != nil || inodeOf(&now) != inodeOf(&n.st) {
 		// The first name is gone, or too long a path. What looks the same was the same file.

@@ -17,7 +17,7 @@ import (
 // seen is what the first listing saw.
 type seen struct {
 	now   func() time.Time
-	began time.Time
+	began time.Time // by the clock that gives files their times
 	dirs  []*listing
 	names int // in all listings
 	most  int // names remembered; what is beyond is not looked at again
@@ -51,7 +51,17 @@ func newSeen(now func() time.Time) *seen {
 	if now == nil {
 		now = time.Now
 	}
-	return &seen{now: now, began: now(), most: mostSeen, seed: maphash.MakeSeed()}
+	return &seen{now: now, began: coarse(), most: mostSeen, seed: maphash.MakeSeed()}
+}
+
+// coarse is the kernel's clock as of its last tick, which is what a new file's time is
+// taken from.
+func coarse() time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &ts); err != nil {
+		return time.Now()
+	}
+	return time.Unix(ts.Unix())
 }
 
 // open begins a listing. st was taken before the names are read.
@@ -166,15 +176,16 @@ var errOtherKind = errors.New("a file took the place of a directory, or a direct
 // errNotAgain is about a directory that could not be listed a second time.
 var errNotAgain = errors.New("it could not be listed a second time")
 
-// older tells whether a thing was made before the backup began; where the file system
-// does not say, it may have been.
+// older tells whether a thing was there before the backup began: made before, or, where
+// the file system keeps no such time, written before.
 func (s *seen) older(n *node) bool {
+	made := time.Unix(n.st.Mtim.Unix())
 	var x unix.Statx_t
 	err := unix.Statx(n.at.fd(), n.base, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x)
-	if err != nil || x.Mask&unix.STATX_BTIME == 0 {
-		return true
+	if err == nil && x.Mask&unix.STATX_BTIME != 0 {
+		made = time.Unix(x.Btime.Sec, int64(x.Btime.Nsec))
 	}
-	return time.Unix(x.Btime.Sec, int64(x.Btime.Nsec)).Before(s.began)
+	return made.Before(s.began)
 }
 
 // again lists the directories that changed since they were listed once more, and walks
