@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -29,8 +30,7 @@ func midway(t *testing.T, f func(app string)) (string, string, *set.Files, stage
 	write(t, app+"/z/two", []byte("another two"), 0640)
 	write(t, app+"/z/sub/five", []byte("five"), 0640)
 	write(t, app+"/z/sub/er/six", []byte("six"), 0640)
-	for at := coarse(); !coarse().After(at); { // what is there is older than the backup
-	}
+	older()
 	path := filepath.Join(t.TempDir(), "a.tar.gz")
 	w, err := Create(path, Options{})
 	require.NoError(t, err)
@@ -42,6 +42,14 @@ func midway(t *testing.T, f func(app string)) (string, string, *set.Files, stage
 	require.Empty(t, verify(t, path, files))
 	dir, _ := extract(t, path)
 	return app, dir + "/files" + app, files, found
+}
+
+// older waits until what there is now has another time than what is made from now on:
+// a file's time may be some ticks of the clock off.
+func older() {
+	for at := coarse(); coarse().Sub(at) < 20*time.Millisecond; {
+		runtime.Gosched()
+	}
 }
 
 // many makes more than the walk runs ahead, so that it has not come to what follows.
@@ -163,8 +171,7 @@ func TestMovedBetweenPlaces(t *testing.T) {
 	many(t, dir+"/n")
 	write(t, dir+"/z/sub/f", []byte("f"), 0600)
 	write(t, dir+"/z/f.tmp", []byte("t"), 0600)
-	for at := coarse(); !coarse().After(at); {
-	}
+	older()
 	files := &set.Files{}
 	found, err := AddFiles(context.Background(), mustCreate(t), FilesOptions{Paths: []string{dir + "/a", dir + "/m", dir + "/n", dir + "/z"}, Exclude: []string{"*.tmp"}}, &atBig{f: func() {
 		rename(t, dir+"/z/sub", dir+"/a/sub")
