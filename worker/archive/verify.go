@@ -230,7 +230,7 @@ func (v *Verifier) Finish() error {
 		}
 	}
 	for _, link := range slices.Sorted(maps.Keys(v.thru)) {
-		v.report(set.Damage{Entry: link, Restorable: true, Problem: fmt.Sprintf("%d entries lie below this symbolic link, as earlier versions stored a configured path that leads through one; tar does not unpack them, a restore puts them where the link leads", v.thru[link])})
+		v.report(set.Damage{Entry: link, Restorable: true, Problem: fmt.Sprintf("entries lie below this symbolic link (%d), as earlier versions stored a configured path that leads through one; tar does not unpack them, a restore puts them where the link leads", v.thru[link])})
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.stray)) {
 		v.report(set.Damage{Entry: name, Problem: "it is in the archive and not in the manifest"})
