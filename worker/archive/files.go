@@ -121,12 +121,11 @@ func (a *adder) add(ctx context.Context, n *node, s *smallFile) error {
 // late says what the second listing found.
 func (a *adder) late(n *node) {
 	switch {
-	case !n.late.second || !n.late.first && !n.replaces:
-	case n.replaces:
-		a.said.note("replaced while the backup ran, stored as they were last", n.path)
 	case n.late.old:
 		a.said.warn("moved while the backup ran into directories that had been listed, found when those were listed once more (what was moved again after that may be missing)", n.path)
-	default:
+	case n.late.second && n.replaces:
+		a.said.note("replaced while the backup ran, stored as they were last", n.path)
+	case n.late.first:
 		a.said.note("made or renamed in their directory while the backup ran, stored too", n.path)
 	}
 }

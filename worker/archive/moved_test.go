@@ -85,19 +85,23 @@ func TestMovedWhileRead(t *testing.T) {
 		move func(app string)
 		warn string // what a warning says; none: there is none
 	}{
-		"a file":                   {func(app string) { rename(t, app+"/z/four", app+"/a/four") }, "moved while the backup ran"},
+		"a file": {func(app string) { rename(t, app+"/z/four", app+"/a/four") }, "moved while the backup ran"},
+		"a file into a new directory": {func(app string) {
+			require.NoError(t, os.MkdirAll(app+"/a/new/er", 0755))
+			rename(t, app+"/z/four", app+"/a/new/er/four")
+		}, "er/four"},
 		"a file, deep":             {func(app string) { rename(t, app+"/z/four", app+"/a/deep/er/four") }, "moved while the backup ran"},
 		"a tree":                   {func(app string) { rename(t, app+"/z/sub", app+"/a/sub") }, "moved while the backup ran"},
 		"a whole unread directory": {func(app string) { rename(t, app+"/z", app+"/a/z") }, "moved while the backup ran"},
-		"over a file":              {func(app string) { rename(t, app+"/z/two", app+"/a/two") }, ""},
+		"over a file":              {func(app string) { rename(t, app+"/z/two", app+"/a/two") }, "moved while the backup ran"},
 		"two files swapped": {func(app string) {
 			rename(t, app+"/a/two", app+"/x")
 			rename(t, app+"/z/two", app+"/a/two")
 			rename(t, app+"/x", app+"/z/two")
-		}, ""},
+		}, "moved while the backup ran"},
 		"two directories swapped": {func(app string) {
 			require.NoError(t, unix.Renameat2(unix.AT_FDCWD, app+"/a/deep", unix.AT_FDCWD, app+"/z/sub", unix.RENAME_EXCHANGE))
-		}, ""},
+		}, "moved while the backup ran"},
 		"within a directory": {func(app string) { rename(t, app+"/a/one", app+"/a/uno") }, ""},
 		"a directory within": {func(app string) { rename(t, app+"/a/deep", app+"/a/deeper") }, ""},
 		"rotated": {func(app string) {

@@ -142,6 +142,7 @@ func (l *listing) changed(st *unix.Stat_t) bool {
 type late struct {
 	second bool // it is one of the second listing's
 	first  bool // the topmost of what was found
+	young  bool // it was made since the backup began
 	old    bool // it is older than the backup, and was in another directory, as far as can be told
 }
 
@@ -152,20 +153,25 @@ func (w *walk) known(top *frame, n *node, isDir bool) bool {
 		return false
 	}
 	n.late = late{second: true, first: top.top}
-	if top.old == nil || n.err != nil {
+	if n.err != nil {
+		return false
+	}
+	if top.old == nil { // a new directory: what is in it may come from anywhere
+		n.late.young = top.young && !w.seen.older(n)
+		n.late.old = top.young && !n.late.young
 		return false
 	}
 	x, found := top.old.byHash[top.old.l.hash(n.base, false)]
 	switch {
-	case !found:
-		n.late.old = !top.old.inodes[n.st.Ino] && w.seen.older(n)
-	case x.ino == n.st.Ino:
+	case found && x.ino == n.st.Ino:
 		return true
-	case isDir != (x.hash&1 == 1):
+	case found && isDir != (x.hash&1 == 1):
 		n.err = errOtherKind
-	default:
-		n.replaces = true
+		return false
 	}
+	n.replaces = found
+	n.late.young = !w.seen.older(n)
+	n.late.old = !n.late.young && !top.old.inodes[n.st.Ino]
 	return false
 }
 

@@ -64,6 +64,7 @@ type frame struct {
 	list  *listing   // to be filled; nil: not remembered
 	old   *seenNames // in the second listing: what was there in the first; nil: all is new
 	top   bool       // one that is listed a second time
+	young bool       // … or that was made since the first listing
 }
 
 // pseudo file systems hold no files but a view of the kernel: f_type as in statfs(2).
@@ -260,7 +261,7 @@ func (w *walk) enter(n *node) (*frame, error) {
 		top.spots = w.spots(n.path, n.root)
 	}
 	if n.late.second {
-		top.old = w.seen.at(n.path).index()
+		top.old, top.young = w.seen.at(n.path).index(), n.late.young
 	}
 	if err := w.emit(n); err != nil {
 		d.release()
