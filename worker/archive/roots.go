@@ -95,7 +95,9 @@ func (f *forest) add(p place) error {
 	f.roots[p.real] = true
 	f.await(p.real)
 	for _, s := range p.way {
-		f.roots[s.path] = f.roots[s.path]
+		if !f.roots[s.path] {
+			f.roots[s.path] = false
+		}
 		f.await(s.path)
 		if s.target != "" {
 			f.walk.links[s.path] = s.target
