@@ -56,7 +56,7 @@ mkdir -p -- "$target/unpacked"
 for a in "$main" "$bus"; do
   [ -e "$a" ] || continue
   # A name that comes twice is a file that changed while it was backed up: the later one counts, as tar has it.
-  tar -xzpf "$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' --acls
+  tar -xzpf "$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*'
 done
 repo=$target/unpacked/postgres/pgbackrest
 [ -d "$repo" ] || { echo "this set has no PostgreSQL part, or only the bus archive was there: done"; exit 0; }
