@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -109,6 +110,21 @@ func TestListingThatBreaksOff(t *testing.T) {
 	require.Equal(t, []string{dir, dir + "/a", dir + "/b"}, names(files))
 	require.Equal(t, unreadable, below(files)[0].Changed)
 	require.Empty(t, verify(t, path, files))
+}
+
+// What is away when it is opened and is back later is in the set.
+func TestAwayAndBack(t *testing.T) {
+	for _, c := range [][2]string{{"open", "a"}, {"opendir", "b.dir"}, {"lookup", "c"}, {"readdir", "d.dir"}} {
+		dir := mountFaulty(t, []string{"a", "b.dir", "c", "d.dir"}, fail(c[0], c[1], unix.ENOENT, 1))
+		path, files, found := backup(t, FilesOptions{Paths: []string{dir}, Now: func() time.Time { return time.Unix(1e9, 0) }})
+		require.LessOrEqual(t, len(found.Warnings), 1, "%v", found) // it looks as if it were moved here
+		require.Empty(t, verify(t, path, files))
+		require.ElementsMatch(t, []string{dir, dir + "/a", dir + "/b.dir", dir + "/b.dir/in", dir + "/c", dir + "/d.dir", dir + "/d.dir/in"}, names(files), "%v", c)
+		for _, f := range below(files) {
+			require.Empty(t, f.Changed)
+			require.Equal(t, f.Kind == kindFile, f.SHA256 != "")
+		}
+	}
 }
 
 // Without /proc all is stored as with it.

@@ -33,7 +33,14 @@ func mountFaulty(t *testing.T, names []string, fault func(op, name string, at ui
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
 	require.NoError(t, unix.Mount("faulty", dir, "fuse", unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)))
-	f, ended := &faulty{fd: fd, names: names, fault: fault}, make(chan struct{})
+	served(t, dir, &faulty{fd: fd, names: names, fault: fault})
+	return dir
+}
+
+// served answers until the test ends.
+func served(t *testing.T, dir string, f *faulty) {
+	t.Helper()
+	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		f.serve()
@@ -41,10 +48,20 @@ func mountFaulty(t *testing.T, names []string, fault func(op, name string, at ui
 	t.Cleanup(func() {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		<-ended
-		unix.Close(fd)
+		unix.Close(f.fd)
 	})
-	return dir
+	// Go's runtime asks for readiness (epoll_ctl) by a call that holds its processor, and
+	// would wait for itself. Once it was told that there is no such operation, the kernel
+	// never asks again.
+	p, err := unix.Open(dir+"/"+pollable, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(p), Events: unix.POLLIN}}, 0)
+	require.NoError(t, err)
+	unix.Close(p)
 }
+
+// pollable is a file that is in no listing.
+const pollable, pollNode = ".poll", 999
 
 func (f *faulty) serve() {
 	b := make([]byte, 1<<20)
@@ -71,8 +88,11 @@ func (f *faulty) serve() {
 
 // name is what a node is called: "" for the root, "x/in" for a directory's file.
 func (f *faulty) name(node uint64) string {
-	if node <= 1 {
+	switch {
+	case node <= 1:
 		return ""
+	case node == pollNode:
+		return pollable
 	}
 	if node >= 1000 {
 		return f.names[node-1000] + "/in"
@@ -127,7 +147,9 @@ func (f *faulty) answer(op string, node uint64, in []byte) ([]byte, unix.Errno) 
 
 func (f *faulty) lookup(dir uint64, name string) ([]byte, unix.Errno) {
 	node := uint64(0)
-	if dir == 1 {
+	if name == pollable {
+		node = pollNode
+	} else if dir == 1 {
 		for i, n := range f.names {
 			if n == name {
 				node = uint64(i) + 2

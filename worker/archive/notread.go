@@ -103,7 +103,7 @@ func (a *adder) notOpened(n *node, err error) error {
 	case err == errReplaced && a.last:
 		a.said.warn("replaced by something else in both reads, not stored", n.path)
 		return a.notStored(n, changed)
-	case err == errReplaced, errors.Is(err, unix.ESTALE) && !a.last:
+	case err == errReplaced, (gone(err) || errors.Is(err, unix.ESTALE)) && !a.last: // it may be back by then
 		a.again = append(a.again, secondRead{n: keep(n)})
 		return nil
 	case gone(err):

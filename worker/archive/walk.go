@@ -211,13 +211,18 @@ func (w *walk) child(root string, top *frame, name string, push func(*node) erro
 			return err
 		}
 	}
-	if n.err == nil {
-		top.list.add(name, n.st.Ino, isDir)
-	}
 	if !isDir {
+		if n.err == nil {
+			top.list.add(name, n.st.Ino, false)
+		}
 		return w.emit(n)
 	}
-	return push(n)
+	ino := n.st.Ino
+	err := push(n)
+	if !gone(n.err) { // else what is there by the second listing is new
+		top.list.add(name, ino, true)
+	}
+	return err
 }
 
 // enter opens and lists a directory and emits it. It returns no frame where there

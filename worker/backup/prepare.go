@@ -73,6 +73,11 @@ func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared)
 	if out.Places, err = archive.ResolvePlaces(s.Config.Files.Paths); err != nil {
 		return err
 	}
+	for _, p := range out.Places {
+		if len(p.Way) > 0 {
+			out.Findings.Note("files.paths: %q leads through a symbolic link; it is stored where it leads, as %q, with the link", p.Configured, p.Resolved)
+		}
+	}
 	files, _, err := archive.EstimateFiles(ctx, s.filesOptions(out.Places))
 	if err != nil {
 		return err
