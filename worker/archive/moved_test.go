@@ -195,10 +195,10 @@ func TestSecondListing(t *testing.T) {
 	var st unix.Stat_t
 	require.NoError(t, unix.Stat(dir+"/d", &st))
 	changed := time.Unix(st.Mtim.Unix())
-	s := newSeen(func() time.Time { return changed.Add(granularity + time.Millisecond) })
+	s := newSeen(func() time.Time { return changed.Add(2*time.Second + time.Millisecond) })
 	l := s.open(dir+"/d", dir, &st)
 	require.False(t, l.changed(&st))
-	s.now = func() time.Time { return changed.Add(granularity - time.Millisecond) }
+	s.now = func() time.Time { return changed.Add(2*time.Second - time.Millisecond) }
 	require.True(t, s.open(dir+"/d", dir, &st).changed(&st), "within the granularity of the file system's times")
 	require.NoError(t, os.Chmod(dir+"/d", 0711))
 	require.NoError(t, unix.Stat(dir+"/d", &st))
@@ -289,4 +289,66 @@ func TestHardLinksOfAFileThatChanges(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The first name goes after the others became links to it: they are read on their own
+// then, also where another file has the first name by now.
+func TestFirstNameGoesLater(t *testing.T) {
+	for _, replaced := range []bool{false, true} {
+		app := filepath.Join(t.TempDir(), "app")
+		write(t, app+"/a/f", []byte("before"), 0640)
+		write(t, app+"/m/big", noise(4<<20), 0640)
+		many(t, app+"/n")
+		require.NoError(t, os.Mkdir(app+"/z", 0755))
+		require.NoError(t, os.Link(app+"/a/f", app+"/z/g"))
+		require.NoError(t, os.Link(app+"/a/f", app+"/z/h"))
+		path, files := filepath.Join(t.TempDir(), "a.tar.gz"), &set.Files{}
+		w, err := Create(path, Options{})
+		require.NoError(t, err)
+		rec := recordIn(files)
+		_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{app}, Replace: rec}, &atBig{f: func() {
+			require.NoError(t, os.WriteFile(app+"/z/g", []byte("after"), 0640))
+		}}, func(f set.File) error {
+			if f.Path == app+"/z/h" {
+				require.Equal(t, kindHardLink, f.Kind)
+				require.NoError(t, os.Remove(app+"/a/f"))
+				if replaced {
+					write(t, app+"/a/f", []byte("other"), 0640)
+				}
+			}
+			return rec(f)
+		})
+		require.NoError(t, err)
+		_, err = w.Finish()
+		require.NoError(t, err)
+		require.Empty(t, verify(t, path, files))
+		dir, _ := extract(t, path)
+		was, is := shapes(t, app), shapes(t, dir+"/files"+app)
+		for _, name := range []string{"a/f", "z/g", "z/h"} {
+			if _, ok := was[name]; ok {
+				require.Equal(t, was[name], is[name], name)
+			}
+		}
+	}
+}
+
+// The walk runs ahead: what it saw of a further name may be older than what was written.
+func TestFirstNameGoesWhileTheWalkIsAhead(t *testing.T) {
+	app := filepath.Join(t.TempDir(), "app")
+	write(t, app+"/a/f", []byte("before"), 0640)
+	write(t, app+"/m/big", noise(4<<20), 0640)
+	require.NoError(t, os.Mkdir(app+"/z", 0755))
+	require.NoError(t, os.Link(app+"/a/f", app+"/z/g"))
+	path, files := filepath.Join(t.TempDir(), "a.tar.gz"), &set.Files{}
+	w, err := Create(path, Options{})
+	require.NoError(t, err)
+	_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{app}}, &atBig{f: func() {
+		require.NoError(t, os.WriteFile(app+"/z/g", []byte("after"), 0640))
+		require.NoError(t, os.Remove(app+"/a/f"))
+	}}, recordIn(files))
+	require.NoError(t, err)
+	_, err = w.Finish()
+	require.NoError(t, err)
+	dir, _ := extract(t, path)
+	require.Equal(t, "after", string(must(os.ReadFile(dir+"/files"+app+"/z/g"))))
 }
