@@ -352,3 +352,15 @@ func TestFirstNameGoesWhileTheWalkIsAhead(t *testing.T) {
 	dir, _ := extract(t, path)
 	require.Equal(t, "after", string(must(os.ReadFile(dir+"/files"+app+"/z/g"))))
 }
+
+// A further name is never made a link to an entry that holds another file by now.
+func TestNewNameAfterTheFirstWasReplaced(t *testing.T) {
+	_, restored, _ := linkedFile(t, func(app string) {
+		require.NoError(t, os.WriteFile(app+"/a/.f", []byte("other"), 0640))
+		rename(t, app+"/a/.f", app+"/a/f")
+		require.NoError(t, os.Link(app+"/z/g", app+"/a/k"))
+	})
+	for name, want := range map[string]string{"a/f": "other", "a/k": "before", "z/g": "before", "z/h": "before"} {
+		require.Equal(t, want, string(must(os.ReadFile(restored+"/"+name))), name)
+	}
+}
