@@ -6,9 +6,31 @@ import "time"
 type Files struct {
 	Paths   []string `json:"paths"`   // absolute, as configured
 	Exclude []string `json:"exclude"` // patterns
-	Count   int64    `json:"count"`   // entries
-	Bytes   int64    `json:"bytes"`   // of file contents
-	Entries []File   `json:"entries"`
+	// Places says where each of Paths led when the run began: what is stored is stored
+	// there. Sets of before this was recorded have none.
+	Places  []Place `json:"places,omitempty"`
+	Count   int64   `json:"count"` // entries
+	Bytes   int64   `json:"bytes"` // of file contents
+	Entries []File  `json:"entries"`
+}
+
+// Place is what a configured path led to when the run began.
+type Place struct {
+	Configured string `json:"configured"`
+	Resolved   string `json:"resolved"` // absolute; no symbolic link is on the way
+	// ResolvedBytes is to Resolved what File.PathBytes is to File.Path.
+	ResolvedBytes string      `json:"resolved_bytes,omitempty"`
+	Way           []PlaceStep `json:"way,omitempty"` // in the order in which it was gone
+}
+
+// PlaceStep is a symbolic link on the way from the configured path to the place, or a
+// directory that a ".." on it leads out of. Both are stored, the link with this target,
+// so that the configured path leads to the place after a restore too.
+type PlaceStep struct {
+	Path        string `json:"path"` // absolute; no link is on the way
+	PathBytes   string `json:"path_bytes,omitempty"`
+	Target      string `json:"target,omitempty"` // empty: a directory
+	TargetBytes string `json:"target_bytes,omitempty"`
 }
 
 // File is one stored file, directory or link. Its archive entry is FilesPrefix +
@@ -35,4 +57,7 @@ type File struct {
 	// changed, shrunk, grown, vanished, unreadable. A file without SHA256 is then not in
 	// the archive at all.
 	Changed string `json:"changed,omitempty"`
+	// Parent marks a directory that only leads to a configured path: of what is in it,
+	// nothing but the way there is stored.
+	Parent bool `json:"parent,omitempty"`
 }

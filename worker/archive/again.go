@@ -15,11 +15,12 @@ import (
 type secondRead struct {
 	n     *node
 	first *set.File // the record of the first reading; nil if nothing was stored
+	of    *linked   // it is about a file with several names that was written to meanwhile
 }
 
 // keep copies a node without its open directories.
 func keep(n *node) *node {
-	return &node{path: n.path, root: n.root, rel: n.rel, base: n.base, st: n.st}
+	return &node{path: n.path, root: n.root, rel: n.rel, base: n.base, st: n.st, replaces: n.replaces}
 }
 
 // readAgain reads the files that were disturbed, once, each found anew by its path.
@@ -31,7 +32,7 @@ func (a *adder) readAgain(ctx context.Context) error {
 			b.close()
 		}
 	}()
-	for i := range a.again {
+	for i := 0; i < len(a.again); i++ { // orphans are added on the way
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -55,6 +56,9 @@ func (a *adder) once(ctx context.Context, s secondRead, ways map[string]*beneath
 		n.at = newDirHandle(at) // belongs to ways, so it is never released
 		n.st, err = statAt(int(at.Fd()), n.base)
 	}
+	if s.of != nil && (gone(err) || err == nil && inodeOf(&n.st) != inodeOf(&s.of.st)) {
+		a.orphans(s.of)
+	}
 	if gone(err) {
 		return a.gone(n)
 	}
@@ -68,23 +72,18 @@ func (a *adder) once(ctx context.Context, s secondRead, ways map[string]*beneath
 		return a.symlink(ctx, n)
 	case unix.S_IFDIR:
 		a.said.warn("replaced by directories while the backup ran, which are not stored", n.path)
-	default:
-		if err := a.special(n); err != nil {
-			return err
-		}
+		return a.notStored(n, vanished)
 	}
-	return a.notStored(n, vanished)
+	if err := a.special(n); err != nil {
+		return err
+	}
+	return a.gone(n)
 }
 
 // findAgain opens the directory that the node lies in, and sets its name there.
 func findAgain(n *node, ways map[string]*beneath) (*os.File, error) {
-	if n.rel == "" { // the configured path is a file
-		real, err := filepath.EvalSymlinks(n.root)
-		if err != nil {
-			return nil, err
-		}
-		n.base = filepath.Base(real)
-		b, err := openWay(filepath.Dir(real), ways)
+	if n.rel == "" { // the place is a file
+		b, err := openWay(filepath.Dir(n.root), ways)
 		if err != nil {
 			return nil, err
 		}
@@ -98,11 +97,17 @@ func findAgain(n *node, ways map[string]*beneath) (*os.File, error) {
 	return b.dir(dir)
 }
 
+// openWay opens a place, or the directory that it lies in, over no symbolic link.
 func openWay(root string, ways map[string]*beneath) (*beneath, error) {
 	if b := ways[root]; b != nil {
 		return b, nil
 	}
-	f, err := os.Open(root)
+	at, base, err := upTo(root, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	f, err := openDirAt(int(at.Fd()), base)
 	if err != nil {
 		return nil, err
 	}

@@ -42,10 +42,7 @@ func disturbed(t *testing.T, f func(path string)) (string, string, *set.Files, s
 	w, err := Create(path, Options{})
 	require.NoError(t, err)
 	files := &set.Files{}
-	found, err := AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, &during{f: func() { f(root + "/f") }}, func(f set.File) error {
-		files.Entries = append(files.Entries, f)
-		return nil
-	})
+	found, err := AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, &during{f: func() { f(root + "/f") }}, recordIn(files))
 	require.NoError(t, err)
 	_, err = w.Finish()
 	require.NoError(t, err)
@@ -106,8 +103,18 @@ func TestFileThatVanishes(t *testing.T) {
 	require.Equal(t, int64(4<<20), record(t, files, root+"/f").Size)
 
 	root, _, files, found = disturbed(t, func(p string) { os.Truncate(p, 10); os.Remove(p); unix.Mkfifo(p, 0600) })
-	require.Empty(t, found.Warnings)
-	require.Equal(t, vanished, record(t, files, root+"/f").Changed)
+	require.Len(t, found.Warnings, 1)
+	require.Contains(t, found.Warnings[0], "changed while they were read and were removed")
+	require.Equal(t, shrunk, record(t, files, root+"/f").Changed, "torn, not just gone")
+
+	root, _, files, found = disturbed(t, func(p string) {
+		g, _ := os.OpenFile(p, os.O_WRONLY, 0)
+		g.WriteAt([]byte("!"), 4<<20-1)
+		g.Close()
+		os.Remove(p)
+	})
+	require.Len(t, found.Warnings, 1)
+	require.Equal(t, changed, record(t, files, root+"/f").Changed)
 
 	root, path, files, found := disturbed(t, func(p string) { os.Truncate(p, 10); os.Remove(p); os.Symlink("g", p) })
 	require.Empty(t, found.Warnings)
@@ -187,10 +194,7 @@ func TestHardLinksOfAFileReadTwice(t *testing.T) {
 		g.WriteAt([]byte("torn"), 0)
 		g.Close()
 	}}
-	_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, p, func(f set.File) error {
-		files.Entries = append(files.Entries, f)
-		return nil
-	})
+	_, err = AddFiles(context.Background(), w, FilesOptions{Paths: []string{root}}, p, recordIn(files))
 	require.NoError(t, err)
 	_, err = w.Finish()
 	require.NoError(t, err)
@@ -235,7 +239,7 @@ func TestSwappedBeforeOpening(t *testing.T) {
 			require.NoError(t, err)
 			a := newAdder(w, nil)
 			files := &set.Files{}
-			a.record = func(f set.File) error { files.Entries = append(files.Entries, f); return nil }
+			a.first = func(f set.File) error { files.Entries = append(files.Entries, f); return nil }
 			a.entry = func(n *node) string { return entryName(set.FilesPrefix, n.path) }
 			var s *smallFile
 			if size < smallEntry {

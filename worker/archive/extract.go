@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sort"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +24,13 @@ type ExtractOptions struct {
 	// Owner gives everything to one user. nil: owners as in the archive, by number, which
 	// only root can do; else everything belongs to who restores, and a note says so.
 	Owner *Owner
+	// ThroughLinks puts an entry that lies below a symbolic link of the archive where that
+	// link leads, never out of the root; false: it is refused.
+	ThroughLinks bool
+	// Unnamed describes a directory that the archive has no entry of, by its path below
+	// the root ("" for the root), as set on a Header: mode, owner, time (zero: left as it
+	// is). nil: such directories are for the owner only.
+	Unnamed func(path string) *Header
 }
 
 // Extractor makes files of an archive's entries below a root. It never follows a
@@ -37,15 +44,17 @@ type Extractor struct {
 	way    *beneath
 	target *beneath // to hard links' first names
 	isRoot bool
-	dirs   []*Header // their attributes come last
-	links  []*Header // hard links whose first name has not come yet
+	dirs   []*Header         // their attributes come last
+	made   []string          // directories made since an entry lies in them
+	thru   map[string]string // symbolic links made, with their targets
+	links  []*Header         // hard links whose first name has not come yet
 	said   tally
 	buf    []byte
 }
 
 // NewExtractor extracts below root, an existing directory.
 func NewExtractor(root string, o ExtractOptions) (*Extractor, error) {
-	x := &Extractor{o: o, isRoot: os.Geteuid() == 0, buf: make([]byte, 1<<20)}
+	x := &Extractor{o: o, isRoot: os.Geteuid() == 0, thru: map[string]string{}, buf: make([]byte, 1<<20)}
 	open := func() (*os.File, error) { return os.OpenFile(root, os.O_RDONLY|unix.O_DIRECTORY, 0) }
 	var err error
 	if x.root, err = open(); err != nil {
@@ -78,6 +87,9 @@ func (x *Extractor) mkdir(at int, name string) error {
 	if err := unix.Fchmodat(at, name, 0700, 0); err != nil { // whatever the umask took away
 		return err
 	}
+	if x.o.Unnamed != nil {
+		x.made = append(x.made, strings.Join(append(slices.Clone(x.way.names), name), "/"))
+	}
 	if x.o.Owner != nil {
 		return unix.Fchownat(at, name, x.o.Owner.UID, x.o.Owner.GID, unix.AT_SYMLINK_NOFOLLOW)
 	}
@@ -93,8 +105,16 @@ func (x *Extractor) Entry(h *Header, r io.Reader) error {
 	if err != nil {
 		return stage.Permanentf("restore: %w", err)
 	}
-	if c.Name == "" {
-		return nil // the stripped directory itself
+	if c.Name == "" { // the stripped directory itself
+		if c.Kind == Dir && x.o.Owner == nil {
+			x.dirs = append(x.dirs, c)
+		}
+		return nil
+	}
+	if x.o.ThroughLinks {
+		if c, err = x.behindLinks(c); err != nil {
+			return stage.Permanentf("restore: %w", err)
+		}
 	}
 	if err := x.make(c, r); err != nil {
 		return fmt.Errorf("restore %s: %w", show(h.Name), explain(err))
@@ -321,61 +341,4 @@ func (x *Extractor) link(at int, base string, h *Header) (bool, error) {
 	}
 	err = x.anew(at, base, func() error { return unix.Linkat(int(dir.Fd()), first, at, base, 0) })
 	return err == nil, err
-}
-
-// Finish makes the links that had to wait, sets the directories' attributes, the
-// deepest first, and brings all to the disk.
-func (x *Extractor) Finish() (stage.Findings, error) {
-	defer x.Close()
-	for _, h := range x.links {
-		parent, base := splitPath(h.Name)
-		dir, err := x.way.dir(parent)
-		done := false
-		if err == nil {
-			done, err = x.link(int(dir.Fd()), base, h)
-		}
-		if err == nil && !done {
-			err = stage.Permanentf("its first name %s is not in the archive", show(h.Link))
-		}
-		if err != nil {
-			return stage.Findings{}, fmt.Errorf("restore hard link %s: %w", show(h.Name), explain(err))
-		}
-	}
-	x.target.cut(0)
-	depth := func(h *Header) int { return strings.Count(h.Name, "/") }
-	sort.SliceStable(x.dirs, func(i, j int) bool { return depth(x.dirs[i]) > depth(x.dirs[j]) })
-	last := make(map[string]*Header, len(x.dirs))
-	for _, h := range x.dirs {
-		last[h.Name] = h
-	}
-	for _, h := range x.dirs {
-		if last[h.Name] != h {
-			continue // a later entry of the name counts
-		}
-		if err := x.finishDir(h); err != nil {
-			return stage.Findings{}, fmt.Errorf("restore directory %s: %w", show(h.Name), explain(err))
-		}
-	}
-	x.way.cut(0)
-	if err := unix.Syncfs(int(x.root.Fd())); err != nil {
-		return stage.Findings{}, fmt.Errorf("restore: sync the target: %w", explain(err))
-	}
-	return x.said.findings(), nil
-}
-
-func (x *Extractor) finishDir(h *Header) error {
-	parent, base := splitPath(h.Name)
-	dir, err := x.way.dir(parent)
-	if err != nil {
-		return err
-	}
-	f, err := openDirAt(int(dir.Fd()), base)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := x.finishFile(f, h); err != nil {
-		return err
-	}
-	return x.setTime(int(dir.Fd()), base, h)
 }

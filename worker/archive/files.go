@@ -21,54 +21,53 @@ const (
 	kindHardLink = "hardlink"
 )
 
-// AddFiles stores the configured files, each as set.FilesPrefix and its absolute
-// path, in byte order of the paths within a directory, and records each. A file that was
-// disturbed while it was read is read once more after the walk and then stored as a
-// second entry of the same name (in a tar the last one counts) and recorded once, as
-// it was stored last.
+// AddFiles stores the configured files, each as set.FilesPrefix and its real absolute
+// path, in byte order of the paths within a directory, and records each. After the walk
+// two kinds come a second time: directories that changed since they were listed are
+// listed once more, and what is new in them is stored; files that were disturbed while
+// they were read are read once more. What was stored before becomes a second entry of
+// the same name (in a tar the last one counts) and is recorded as it was stored last.
 func AddFiles(ctx context.Context, w *Writer, o FilesOptions, p stage.Progress, record func(set.File) error) (stage.Findings, error) {
 	f, err := plant(o)
 	if err != nil {
 		return stage.Findings{}, err
 	}
+	f.walk.seen = newSeen(o.Now)
 	a := newAdder(w, p)
 	a.allowUnreadable = o.AllowUnreadable
 	if record != nil {
-		a.record = record
+		a.first = record
+	}
+	if a.anew = o.Replace; a.anew == nil {
+		a.anew = a.first
 	}
 	a.entry = func(n *node) string { return entryName(set.FilesPrefix, n.path) }
 	readers := o.Readers
 	if readers <= 0 {
 		readers = 8
 	}
-	var rootNotes []string
-	err = readAhead(ctx, readers, func(ctx context.Context, emit func(*node) error) error {
-		return f.each(ctx, emit, func(s string) { rootNotes = append(rootNotes, s) })
-	}, func(it *item) error { return a.add(ctx, &it.node, it.small) })
+	use := func(it *item) error { return a.add(ctx, &it.node, it.small) }
+	if err = readAhead(ctx, readers, f.each, use); err == nil {
+		err = readAhead(ctx, readers, f.again, use)
+	}
 	if err == nil {
 		err = a.readAgain(ctx)
 	}
 	if err != nil {
 		return stage.Findings{}, err
 	}
-	found := a.said.findings()
-	found.Notes = append(rootNotes, found.Notes...)
-	return found, nil
-}
-
-// linked is a file with several names that was stored under the first.
-type linked struct {
-	path  string // of the first
-	entry string
-	st    unix.Stat_t
-	more  []*Header // entries of the other names
+	if n := f.walk.seen.over; n > 0 {
+		a.said.warnings = append(a.said.warnings, &said{what: fmt.Sprintf("%d directories were not looked at a second time, since there are more than %d names: what was moved into them while the backup ran is not stored", n, f.walk.seen.most)})
+	}
+	return a.said.findings(), nil
 }
 
 // adder stores nodes. It is used by one goroutine.
 type adder struct {
 	w               *Writer
 	p               stage.Progress
-	record          func(set.File) error
+	first           func(set.File) error // takes the record of what was not recorded before
+	anew            func(set.File) error // takes one that may have been
 	entry           func(*node) string
 	class           func(*node) Class
 	allowUnreadable bool
@@ -76,6 +75,7 @@ type adder struct {
 	last            bool      // the second reading: no third one follows
 	prior           *set.File // in the second reading, the record of the first; may be nil
 	links           map[inode]*linked
+	overwritten     map[string]inode // paths stored once more, and what is there now
 	again           []secondRead
 	said            tally
 	owners          owners
@@ -85,8 +85,17 @@ func newAdder(w *Writer, p stage.Progress) *adder {
 	if p == nil {
 		p = stage.NoProgress{}
 	}
-	return &adder{w: w, p: p, links: map[inode]*linked{}, owners: owners{map[uint32]string{}, map[uint32]string{}},
-		record: func(set.File) error { return nil }, class: func(*node) Class { return Auto }}
+	return &adder{w: w, p: p, links: map[inode]*linked{}, overwritten: map[string]inode{}, owners: owners{map[uint32]string{}, map[uint32]string{}},
+		first: func(set.File) error { return nil }, anew: func(set.File) error { return nil }, class: func(*node) Class { return Auto }}
+}
+
+// record hands on what was stored of a node.
+func (a *adder) record(n *node, rec set.File) error {
+	if n.replaces {
+		a.overwritten[n.path] = inodeOf(&n.st)
+		return a.anew(rec)
+	}
+	return a.first(rec)
 }
 
 // add stores what the walk has found.
@@ -94,6 +103,7 @@ func (a *adder) add(ctx context.Context, n *node, s *smallFile) error {
 	if n.err != nil {
 		return a.notSeen(ctx, n)
 	}
+	a.late(n)
 	switch n.st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		if n.skipped != "" {
@@ -108,72 +118,16 @@ func (a *adder) add(ctx context.Context, n *node, s *smallFile) error {
 	return a.special(n)
 }
 
-// special notes what has no content to store.
-func (a *adder) special(n *node) error {
-	if a.strict {
-		return fmt.Errorf("%s is neither a file nor a directory", show(n.path))
-	}
-	if n.is(unix.S_IFCHR) || n.is(unix.S_IFBLK) {
-		a.said.note("devices left out", n.path)
-	} else {
-		a.said.note("sockets and pipes left out", n.path)
-	}
-	return nil
-}
-
-// notSeen deals with what could not be looked at, or a directory not be listed.
-func (a *adder) notSeen(ctx context.Context, n *node) error {
+// late says what the second listing found.
+func (a *adder) late(n *node) {
 	switch {
-	case a.strict:
-		return fmt.Errorf("read %s: %w", show(n.path), n.err)
-	case n.err == errMoved:
-		a.said.warn("directories moved or removed while they were read, what was left in them is not stored", n.path)
-		return nil
-	case gone(n.err) && n.st.Mode != 0:
-		return a.gone(n)
-	case gone(n.err):
-		a.said.note("vanished before they could be read", n.path)
-		return nil
+	case n.late.old:
+		a.said.warn("moved while the backup ran into directories that had been listed, found when those were listed once more (what was moved again after that may be missing)", n.path)
+	case n.late.second && n.replaces:
+		a.said.note("replaced while the backup ran, stored as they were last", n.path)
+	case n.late.first:
+		a.said.note("made or renamed in their directory while the backup ran, stored too", n.path)
 	}
-	if err := a.cannotRead(n, n.err); err != nil {
-		return err
-	}
-	if n.is(unix.S_IFDIR) {
-		return a.dir(ctx, n, unreadable)
-	}
-	return a.notStored(n, unreadable)
-}
-
-// cannotRead fails, or warns where that is allowed. What the machine lacks for the
-// moment is no fault of the file, and a retry may mend it.
-func (a *adder) cannotRead(n *node, err error) error {
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
-		return fmt.Errorf("files: cannot read %s: %w", show(n.path), err)
-	}
-	if a.strict || !a.allowUnreadable {
-		return stage.Permanentf("files: cannot read %s: %w: give the worker the right to read it, exclude it, or set files.allow_unreadable", show(n.path), err)
-	}
-	a.said.warn("cannot be read, not or not wholly stored", n.path+" ("+err.Error()+")")
-	return nil
-}
-
-// gone notes and records a thing that vanished.
-func (a *adder) gone(n *node) error {
-	a.said.note("vanished while the backup ran", n.path)
-	return a.notStored(n, vanished)
-}
-
-// notStored records a file of which nothing is stored now: what the first reading
-// stored counts, if there was one.
-func (a *adder) notStored(n *node, what string) error {
-	switch {
-	case a.prior != nil:
-		a.prior.Changed = what
-		return a.record(*a.prior)
-	case n.st.Mode == 0 || n.is(unix.S_IFREG):
-		return a.record(a.file(n, kindFile, what))
-	}
-	return nil
 }
 
 func (a *adder) header(n *node, k Kind) *Header {
@@ -183,15 +137,18 @@ func (a *adder) header(n *node, k Kind) *Header {
 
 func (a *adder) dir(ctx context.Context, n *node, what string) error {
 	h := a.header(n, Dir)
-	if n.self != nil {
-		if err := a.attributes(n, h, procPath(n.self.f), false); err != nil {
-			return err
-		}
+	switch {
+	case n.self != nil:
+		a.attributes(n, h, ofFile(n.self.f).read())
+	case n.parent:
+		a.attributes(n, h, ofPath(n.path).read())
 	}
 	if err := a.w.Entry(ctx, h, nil, Auto); err != nil {
 		return err
 	}
-	return a.record(a.file(n, kindDir, what))
+	rec := a.file(n, kindDir, what)
+	rec.Parent = n.parent
+	return a.record(n, rec)
 }
 
 func (a *adder) symlink(ctx context.Context, n *node) error {
@@ -206,81 +163,44 @@ func (a *adder) symlink(ctx context.Context, n *node) error {
 		n.err = err
 		return a.notSeen(ctx, n)
 	}
+	if n.link != "" && n.link != target {
+		a.said.warn("symbolic links on the way to configured paths lead elsewhere by now, stored as they were when the run began", n.path)
+		target = n.link
+	}
 	h := a.header(n, Symlink)
 	h.Link = target
-	if err := a.attributes(n, h, fmt.Sprintf("/proc/self/fd/%d/%s", n.at.fd(), n.base), true); err != nil {
-		return err
-	}
+	a.attributes(n, h, ofLink(n.at.fd(), n.base, n.path).read())
 	if err := a.w.Entry(ctx, h, nil, Auto); err != nil {
 		return err
 	}
 	rec := a.file(n, kindSymlink, "")
 	rec.Target, rec.TargetBytes = text(target)
-	return a.record(rec)
+	return a.record(n, rec)
 }
 
-func (a *adder) attributes(n *node, h *Header, target string, link bool) error {
-	attrs, left, err := readXattrs(target, link)
-	if err != nil {
-		if !a.strict {
-			return a.cannotRead(n, err)
-		}
-		return err
-	}
-	h.Xattrs = attrs
-	a.tooLarge(n, left)
-	return nil
-}
-
-func (a *adder) tooLarge(n *node, left int) {
-	if left > 0 {
+// attributes puts into the header what could be read. The backup's own staging
+// (strict) has none that mean anything.
+func (a *adder) attributes(n *node, h *Header, x attributes) {
+	h.Xattrs = x.values
+	if x.tooLarge > 0 {
 		a.said.warn(fmt.Sprintf("extended attributes beyond %d KiB not stored", maxXattrs>>10), n.path)
+	}
+	if x.fault != nil && !a.strict {
+		a.said.warn("extended attributes that could not be read, not stored", n.path+" ("+x.fault.Error()+")")
 	}
 }
 
 // regular stores a file, or a link to it if it was stored under another name.
 func (a *adder) regular(ctx context.Context, n *node, s *smallFile) error {
-	if l := a.links[inodeOf(&n.st)]; n.st.Nlink > 1 && l != nil && l.path != n.path &&
-		l.st.Size == n.st.Size && l.st.Mtim == n.st.Mtim {
-		return a.hardLink(ctx, n, l)
+	if n.st.Nlink > 1 {
+		if l := a.links[inodeOf(&n.st)]; l != nil && l.path != n.path && a.sameFile(l, n) {
+			return a.hardLink(ctx, n, l)
+		}
 	}
 	if s != nil {
 		return a.smallFile(ctx, n, s)
 	}
 	return a.largeFile(ctx, n)
-}
-
-func (a *adder) hardLink(ctx context.Context, n *node, l *linked) error {
-	h := a.header(n, HardLink)
-	h.Link = l.entry
-	if err := a.w.Entry(ctx, h, nil, Auto); err != nil {
-		return err
-	}
-	l.more = append(l.more, h)
-	rec := a.file(n, kindHardLink, "")
-	rec.Size = 0
-	rec.Target, rec.TargetBytes = text(l.path)
-	return a.record(rec)
-}
-
-// notOpened deals with a file that could not be opened or read at the start.
-func (a *adder) notOpened(n *node, err error) error {
-	switch {
-	case a.strict:
-		return fmt.Errorf("read %s: %w", show(n.path), err)
-	case err == errReplaced && a.last:
-		a.said.warn("replaced by something else in both reads, not stored", n.path)
-		return a.notStored(n, changed)
-	case err == errReplaced:
-		a.again = append(a.again, secondRead{n: keep(n)})
-		return nil
-	case gone(err):
-		return a.gone(n)
-	}
-	if err := a.cannotRead(n, err); err != nil {
-		return err
-	}
-	return a.notStored(n, unreadable)
 }
 
 func (a *adder) smallFile(ctx context.Context, n *node, s *smallFile) error {
@@ -289,8 +209,8 @@ func (a *adder) smallFile(ctx context.Context, n *node, s *smallFile) error {
 	}
 	n.st = s.st
 	h := a.header(n, Regular)
-	h.Size, h.Xattrs = int64(len(s.data)), s.xattrs
-	a.tooLarge(n, s.left)
+	h.Size = int64(len(s.data))
+	a.attributes(n, h, s.attrs)
 	if err := a.w.Entry(ctx, h, bytes.NewReader(s.data), a.class(n)); err != nil {
 		return err
 	}
@@ -315,9 +235,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 	}
 	h := a.header(n, Regular)
 	h.Size = st.Size
-	if err := a.attributes(n, h, procPath(f), false); err != nil {
-		return err
-	}
+	a.attributes(n, h, ofFile(f).read())
 	if mayHaveHoles(&st) {
 		if h.Sparse, err = sparseExtents(f, st.Size); err != nil {
 			return a.notOpened(n, err)
@@ -329,6 +247,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 		count = func(int64) {} // it was counted when it was read first
 	}
 	c := newContent(f, h, a.allowUnreadable, count)
+	c.stale = !a.last && !a.strict
 	if c.drop = a.strict; !a.strict { // AddTree keeps no records
 		c.sum = newFileHash(h)
 	}
@@ -344,7 +263,10 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 	if c.sum != nil {
 		rec.SHA256, rec.SHA256Of = c.sum.hex(), c.sum.of
 	}
-	if c.fault != nil {
+	switch {
+	case c.fault != nil && c.stale && errors.Is(c.fault, unix.ESTALE):
+		rec.Changed = changed // read again
+	case c.fault != nil:
 		rec.Changed = unreadable
 		if err := a.cannotRead(n, c.fault); err != nil {
 			return err
@@ -379,28 +301,12 @@ func (a *adder) stored(ctx context.Context, n *node, h *Header, rec set.File) er
 		}
 		if !a.last {
 			a.again = append(a.again, secondRead{n: keep(n), first: &rec})
+			if l := a.links[inodeOf(&n.st)]; l != nil && l.path == n.path {
+				l.renewed = true
+			}
 			return nil
 		}
 		a.said.warn("changed in both reads, stored as read last", n.path)
 	}
-	return a.record(rec)
-}
-
-// remember makes further names of the file links to this one. After a second
-// reading they are written again, since unpacking replaces the file and would leave
-// them with the first reading's content.
-func (a *adder) remember(ctx context.Context, n *node, h *Header) error {
-	id := inodeOf(&n.st)
-	l := a.links[id]
-	if l == nil || l.path != n.path {
-		a.links[id] = &linked{path: n.path, entry: h.Name, st: n.st}
-		return nil
-	}
-	l.st = n.st
-	for _, other := range l.more {
-		if err := a.w.Entry(ctx, other, nil, Auto); err != nil {
-			return err
-		}
-	}
-	return nil
+	return a.record(n, rec)
 }

@@ -2,7 +2,8 @@ package archive
 
 import (
 	"fmt"
-	"path"
+	gopath "path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -19,7 +20,8 @@ import (
 //	\x             the character x itself (\!, \*, \\ …)
 //
 // An excluded directory is not entered, so nothing below it can be taken back. A
-// configured path itself is never excluded. Case counts. A character is a UTF-8
+// configured path itself is never excluded. What a configured path leads to through a
+// symbolic link is excluded by its real name and by the configured one. Case counts. A character is a UTF-8
 // character, or one byte where a name is not UTF-8. "#" and spaces mean themselves.
 
 // CheckPatterns tells the first pattern that is wrong, and what is wrong with it.
@@ -110,29 +112,60 @@ func checkGlob(g string) error {
 	return nil
 }
 
-// excludes tells whether the thing at the absolute path abs, which lies at rel
-// below a configured path, is left out.
-func (ps patterns) excludes(abs, rel string, dir bool) bool {
+// spot is one name of a thing: its absolute path, and its path below a place.
+type spot struct{ abs, rel string }
+
+// spots are the names of a directory below root: the real one, and one for each
+// configured path that leads to it or above it through a symbolic link.
+func (w *walk) spots(path, root string) []spot {
+	below := func(top string) (string, bool) {
+		if path == top {
+			return "", true
+		}
+		return strings.CutPrefix(path, strings.TrimSuffix(top, "/")+"/")
+	}
+	rel, _ := below(root)
+	out := []spot{{path, rel}}
+	for _, p := range w.places {
+		if rel, ok := below(p.real); ok && len(p.way) > 0 {
+			out = append(out, spot{strings.TrimSuffix(gopath.Join(p.configured, rel), "/"), rel})
+		}
+	}
+	return out
+}
+
+// within are the names of what is called name in the directory of these names.
+func within(dir []spot, name string) []spot {
+	out := make([]spot, len(dir))
+	for i, s := range dir {
+		out[i] = spot{strings.TrimSuffix(s.abs, "/") + "/" + name, strings.TrimPrefix(s.rel+"/"+name, "/")}
+	}
+	return out
+}
+
+// excludes tells whether the thing of these names is left out.
+func (ps patterns) excludes(names []spot, dir bool) bool {
 	out := false
 	for i := range ps {
 		p := &ps[i]
 		if p.negate != out || (p.dirOnly && !dir) {
 			continue // would change nothing
 		}
-		var hit bool
-		switch {
-		case p.baseOnly:
-			hit = matchGlob(p.parts[0], path.Base(rel))
-		case p.absolute:
-			hit = matchParts(p.parts, strings.Split(strings.TrimPrefix(abs, "/"), "/"))
-		default:
-			hit = matchParts(p.parts, strings.Split(rel, "/"))
-		}
-		if hit {
+		if slices.ContainsFunc(names, p.matches) {
 			out = !out
 		}
 	}
 	return out
+}
+
+func (p *pattern) matches(s spot) bool {
+	switch {
+	case p.baseOnly:
+		return matchGlob(p.parts[0], gopath.Base(s.rel))
+	case p.absolute:
+		return matchParts(p.parts, strings.Split(strings.TrimPrefix(s.abs, "/"), "/"))
+	}
+	return matchParts(p.parts, strings.Split(s.rel, "/"))
 }
 
 // matchParts matches components. Greedy with one way back suffices: a later "**"

@@ -76,6 +76,7 @@ type content struct {
 	drop  bool      // the file is staging, read for the last time: its pages leave the cache behind us
 	done  int64     // how far they have left it
 	keep  bool      // a read error is kept in fault and zeros stand for the rest
+	stale bool      // so is one of a stale handle: the file is read again, by its path
 	fault error     // of a read
 	count func(int64)
 }
@@ -101,7 +102,7 @@ func (c *content) Read(p []byte) (int, error) {
 		var err error
 		n, err = c.f.ReadAt(p, c.list[0].Offset+c.at)
 		if err != nil && err != io.EOF {
-			if !c.keep {
+			if !c.keep && !(c.stale && errors.Is(err, unix.ESTALE)) {
 				return 0, err
 			}
 			c.fault = err
@@ -206,8 +207,7 @@ type smallFile struct {
 	st      unix.Stat_t
 	data    []byte
 	sha256  string
-	xattrs  map[string]string
-	left    int // attributes left out
+	attrs   attributes
 	changed string
 	err     error
 }
@@ -226,9 +226,7 @@ func readSmall(n *node, buf []byte) *smallFile {
 		s.err = errReplaced // large by now: read it as such
 		return s
 	}
-	if s.xattrs, s.left, s.err = readXattrs(procPath(f), false); s.err != nil {
-		return s
-	}
+	s.attrs = ofFile(f).read()
 	k, err := io.ReadFull(io.NewSectionReader(f, 0, st.Size), buf[:st.Size])
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		s.err = err
@@ -248,8 +246,6 @@ func readSmall(n *node, buf []byte) *smallFile {
 	}
 	return s
 }
-
-func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // modTime is a file's time. Some file systems keep 64 bits of seconds, and JSON ends
 // with the year 9999, so what lies beyond is stored as the nearest time within.

@@ -4,19 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
 
 // FilesOptions say which files are stored.
 type FilesOptions struct {
-	Paths   []string // absolute; directories or files
+	Paths []string // absolute; directories or files
+	// Places is where Paths led when the run began (ResolvePlaces); nil: where they lead now.
+	Places  []set.Place
 	Exclude []string // patterns, see CheckPatterns
 	// Never are the backup's own directories (dump, temp, state). They are stored as
 	// empty directories at most and never entered, whatever path, symbolic link or bind
@@ -24,21 +29,20 @@ type FilesOptions struct {
 	Never []string
 	// AllowUnreadable makes a file that can't be read a warning instead of a failure.
 	AllowUnreadable bool
+	// Replace is given the record of what was stored anew after all others were: it takes
+	// the place of an earlier record of the same path, if there is one. nil: record gets it.
+	Replace func(set.File) error
+	// Now is the clock that directories' times are held against; nil: time.Now.
+	Now func() time.Time
 	// Readers is how many goroutines read small files ahead; default 8.
 	Readers int
 }
 
-// root is one configured path.
-type root struct {
-	path   string
-	link   bool // a symbolic link
-	target inode
-}
-
 // forest is the configured paths, checked, and a walk over them.
 type forest struct {
-	roots []root
-	walk  walk
+	places []place
+	roots  map[string]bool // where the places are: true; steps on the way to them: false
+	walk   walk
 }
 
 // plant checks the options. Its errors are permanent: they need another configuration.
@@ -47,7 +51,7 @@ func plant(o FilesOptions) (*forest, error) {
 	if err != nil {
 		return nil, stage.Permanentf("files.exclude: %w", err)
 	}
-	f := &forest{walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, entered: map[inode]bool{}, done: map[string]bool{}}}
+	f := &forest{roots: map[string]bool{}, walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, done: map[string]bool{}, links: map[string]string{}}}
 	for _, dir := range o.Never {
 		dir = filepath.Clean(dir)
 		f.walk.neverAt[dir] = true
@@ -58,115 +62,164 @@ func plant(o FilesOptions) (*forest, error) {
 			return nil, fmt.Errorf("look at the backup's own directory %s: %w", dir, err)
 		}
 	}
-	for _, p := range o.Paths {
-		if !filepath.IsAbs(p) {
-			return nil, stage.Permanentf("files.paths: %s is not an absolute path: write it from / on", show(p))
+	places := o.Places
+	if places == nil {
+		if places, err = ResolvePlaces(o.Paths); err != nil {
+			return nil, err
 		}
-		p = filepath.Clean(p)
-		if _, twice := f.walk.done[p]; twice {
-			continue
+	}
+	for _, x := range places {
+		p, err := placeOf(x)
+		if err == nil {
+			err = f.add(p)
 		}
-		f.walk.done[p] = false
-		r, err := f.root(p)
 		if err != nil {
 			return nil, err
 		}
-		f.roots = append(f.roots, r)
 	}
-	sort.Slice(f.roots, func(i, j int) bool {
-		a, b := f.roots[i], f.roots[j]
-		if a.link != b.link {
-			return b.link // links last: where they lead may have been stored by then
-		}
-		return a.path < b.path
-	})
+	f.walk.places = f.places
 	return f, nil
 }
 
-func (f *forest) root(p string) (root, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(p, &st); err != nil {
-		if gone(err) {
-			return root{}, stage.Permanentf("files.paths: %s does not exist: create it or take it out of the configuration", show(p))
-		}
-		return root{}, stage.Permanentf("files.paths: %s cannot be looked at: %w: let the worker read it or take it out of the configuration", show(p), err)
-	}
-	r := root{path: p, target: inodeOf(&st)}
-	var l unix.Stat_t
-	if err := unix.Lstat(p, &l); err == nil && l.Mode&unix.S_IFMT == unix.S_IFLNK {
-		r.link = true
-		f.walk.entered[r.target] = false
-	}
-	real, err := filepath.EvalSymlinks(p)
-	if err != nil {
-		return root{}, stage.Permanentf("files.paths: %s: %w", show(p), err)
-	}
-	for _, up := range ancestors(real) {
+func (f *forest) add(p place) error {
+	for _, up := range append(parents(p.real), p.real) {
 		var st unix.Stat_t
-		if err := unix.Stat(up, &st); err != nil {
+		if err := unix.Lstat(up, &st); err != nil {
 			continue
 		}
 		if name, ok := f.walk.never[inodeOf(&st)]; ok {
-			return root{}, stage.Permanentf("files.paths: %s lies in %s, a directory of the backup itself: back up other paths or move that directory", show(p), name)
+			return stage.Permanentf("files.paths: %s lies in %s, a directory of the backup itself: back up other paths or move that directory", show(p.configured), name)
 		}
 	}
-	return r, nil
-}
-
-// ancestors lists path and all directories above it.
-func ancestors(path string) []string {
-	out := []string{path}
-	for path != "/" {
-		path = filepath.Dir(path)
-		out = append(out, path)
+	f.places = append(f.places, p)
+	f.roots[p.real] = true
+	f.await(p.real)
+	for _, s := range p.way {
+		if !f.roots[s.path] {
+			f.roots[s.path] = false
+		}
+		f.await(s.path)
+		if s.target != "" {
+			f.walk.links[s.path] = s.target
+		}
 	}
-	return out
+	return nil
 }
 
-// each walks all configured paths. A path within another one is stored once, with
-// the outer one, unless a pattern keeps the outer walk from it. A configured path that
-// is a symbolic link is followed, this once; it is stored as the directory (or
-// file) that it leads to, or as the link if that is stored under its own name.
-func (f *forest) each(ctx context.Context, emit func(*node) error, note func(string)) error {
+// await makes the walk keep account of a path and of those above it: each is stored
+// once, by the walk that comes by or by itself.
+func (f *forest) await(path string) {
+	for _, up := range append(parents(path), path) {
+		f.walk.done[up] = false
+	}
+}
+
+// each walks all places, each below its real name. One within another one is stored
+// with the outer one, unless a pattern keeps the outer walk from it. What leads there
+// is stored too: the directories above, and the symbolic links that the configured path
+// has, so that it leads there after a restore. No entry ever lies below a link, since
+// no link is followed here.
+func (f *forest) each(ctx context.Context, emit func(*node) error) error {
 	f.walk.emit = emit
-	for _, r := range f.roots {
-		if f.walk.done[r.path] {
-			continue
+	for _, path := range slices.Sorted(maps.Keys(f.roots)) { // an outer one before those within it
+		var err error
+		switch {
+		case f.walk.done[path]:
+		case f.roots[path]:
+			err = f.place(ctx, path)
+		case f.walk.links[path] != "":
+			err = f.link(path)
+		default: // a directory on the way
+			err = f.directory(path)
 		}
-		if err := f.one(ctx, r, note); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *forest) one(ctx context.Context, r root, note func(string)) error {
-	path := r.path
-	follow := r.link && !f.walk.entered[r.target]
-	if follow {
-		real, err := filepath.EvalSymlinks(path)
-		if err != nil {
-			return stage.Permanentf("files.paths: %s: %w", show(path), err)
-		}
-		note(fmt.Sprintf("the configured path %s is a symbolic link; what it leads to, %s, is stored under its name", show(path), show(real)))
-		path = real
-	}
-	dir, base := filepath.Split(path)
-	if base == "" {
-		dir, base = "/", "."
-	}
-	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func (f *forest) place(ctx context.Context, path string) error {
+	at, n, err := f.reach(path)
 	if err != nil {
-		return fmt.Errorf("files.paths: %s: %w", show(r.path), err)
+		return err
 	}
-	at := newDirHandle(d)
 	defer at.release()
-	st, err := statAt(at.fd(), base)
-	if err != nil {
-		return fmt.Errorf("files.paths: %s: %w", show(r.path), err)
-	}
-	return f.walk.tree(ctx, r.path, at, base, st)
+	f.walk.done[path] = true
+	return f.walk.tree(ctx, n)
 }
+
+// directory emits a directory that a ".." leads out of, without what is in it.
+func (f *forest) directory(path string) error {
+	at, n, err := f.reach(path)
+	if err != nil {
+		return err
+	}
+	defer at.release()
+	f.walk.done[path] = true
+	n.parent = true
+	return f.walk.emit(n)
+}
+
+// reach opens the way to path, and emits the directories on it that no walk has come by.
+func (f *forest) reach(path string) (*dirHandle, *node, error) {
+	dir, base, err := upTo(path, func(way string, dir *os.File) error {
+		if f.walk.done[way] {
+			return nil
+		}
+		f.walk.done[way] = true
+		st, err := fstat(dir)
+		if err != nil {
+			return err
+		}
+		return f.walk.emit(&node{path: way, root: way, st: st, parent: true})
+	})
+	if err != nil {
+		return nil, nil, moved(path, err)
+	}
+	at := newDirHandle(dir)
+	n := &node{path: path, root: path, at: at, base: base}
+	if n.st, err = statAt(at.fd(), base); err == nil && n.is(unix.S_IFLNK) && f.walk.links[path] == "" {
+		err = errReplaced
+	}
+	if err != nil {
+		at.release()
+		return nil, nil, moved(path, err)
+	}
+	return at, n, nil
+}
+
+// moved is about a place that is no longer where it was when the run began.
+func moved(path string, err error) error {
+	if gone(err) || err == errReplaced {
+		return fmt.Errorf("files.paths: %s was there when the run began and is not any more (%w): bring it back, or start the backup again", show(path), err)
+	}
+	return fmt.Errorf("files.paths: %s: %w", show(path), err)
+}
+
+// link emits a symbolic link that leads to a place and that no walk has come by.
+func (f *forest) link(path string) error {
+	if f.walk.done[path] {
+		return nil
+	}
+	at, n, err := f.reach(path)
+	if err != nil && !gone(err) {
+		return err
+	}
+	f.walk.done[path] = true
+	if err != nil {
+		return f.walk.emit(&node{path: path, root: path, err: errLinkGone})
+	}
+	defer at.release()
+	if !n.is(unix.S_IFLNK) {
+		return f.walk.emit(&node{path: path, root: path, err: errLinkGone})
+	}
+	n.link = f.walk.links[path]
+	return f.walk.emit(n)
+}
+
+// errLinkGone is about a link that led to a configured path when the run began.
+var errLinkGone = errors.New("it is no symbolic link any more")
 
 // EstimateFiles counts what AddFiles would store: bytes of content (of sparse files
 // their data only) and entries. It also is the preflight check of the options; a
@@ -202,7 +255,7 @@ func EstimateFiles(ctx context.Context, o FilesOptions) (bytes, count int64, err
 		}
 		count++
 		return nil
-	}, func(string) {})
+	})
 	return bytes, count, err
 }
 

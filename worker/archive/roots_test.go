@@ -24,9 +24,9 @@ func TestExcludesAndHardLinks(t *testing.T) {
 	write(t, root+"/keep/x.tmp/y", nil, 0644)
 	path, files, _ := backup(t, FilesOptions{Paths: []string{root}, Exclude: []string{"*.tmp", "cache/"}})
 	require.Equal(t, []string{root, root + "/b", root + "/c", root + "/keep"}, names(files))
-	require.Equal(t, "file", files.Entries[1].Kind)
-	require.Equal(t, "hardlink", files.Entries[2].Kind)
-	require.Equal(t, root+"/b", files.Entries[2].Target)
+	require.Equal(t, "file", below(files)[1].Kind)
+	require.Equal(t, "hardlink", below(files)[2].Kind)
+	require.Equal(t, root+"/b", below(files)[2].Target)
 	require.Empty(t, verify(t, path, files))
 	dir, _ := extract(t, path)
 	b, err := os.ReadFile(dir + "/files" + root + "/c")
@@ -35,7 +35,7 @@ func TestExcludesAndHardLinks(t *testing.T) {
 	bytes, count, err := EstimateFiles(context.Background(), FilesOptions{Paths: []string{root}, Exclude: []string{"*.tmp", "cache/"}})
 	require.NoError(t, err)
 	require.Equal(t, int64(6), bytes)
-	require.Equal(t, int64(4), count+0)
+	require.Equal(t, int64(len(files.Entries)), count)
 }
 
 func TestConfiguredPaths(t *testing.T) {
@@ -52,8 +52,8 @@ func TestConfiguredPaths(t *testing.T) {
 
 	_, files, found := backup(t, FilesOptions{Paths: []string{app + "/x", app + "/", app, app + "/x/skip", app + "/inner", dir + "/link", dir + "/into", dir + "/single"}, Exclude: []string{"skip/"}})
 	require.ElementsMatch(t, []string{app, app + "/x", app + "/x/y", app + "/x/y/f", app + "/x/skip", app + "/x/skip/g",
-		app + "/inner", app + "/inner/h", dir + "/link", dir + "/into", dir + "/single"}, names(files), "each once; a link into what is stored stays a link")
-	require.Len(t, found.Notes, 1, "%v", found.Notes)
+		app + "/inner", dir + "/other", dir + "/other/h", dir + "/link", dir + "/into", dir + "/single"}, names(files), "each once, below its real name; links stay links")
+	require.Empty(t, found.Notes, "%v", found.Notes)
 
 	for _, o := range []FilesOptions{
 		{Paths: []string{dir + "/none"}}, {Paths: []string{"relative"}}, {Paths: []string{dir}, Exclude: []string{"["}},

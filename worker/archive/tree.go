@@ -44,7 +44,7 @@ func AddTree(ctx context.Context, w *Writer, root, prefix string, first []string
 	walking := &walk{done: map[string]bool{}}
 	err = readAhead(ctx, 4, func(ctx context.Context, emit func(*node) error) error {
 		walking.emit = emit
-		return walking.tree(ctx, root, at, ".", st)
+		return walking.tree(ctx, &node{path: root, root: root, at: at, base: ".", st: st})
 	}, func(it *item) error {
 		if t.written[it.rel] {
 			return nil

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -21,6 +22,7 @@ type Verifier struct {
 	state  []finding      // per file: of the last entry of its name
 	words  map[int]string // of those that are wrong
 	stray  map[string]bool
+	thru   map[string]int // symbolic links that entries lie below, and how many
 	buf    []byte
 }
 
@@ -40,7 +42,7 @@ const mostWords = 10000
 // NewVerifier makes a verifier of the manifest's files.
 func NewVerifier(l *List, report func(set.Damage)) *Verifier {
 	return &Verifier{list: l, report: report, index: newNameIndex(l), state: make([]finding, l.Len()), words: map[int]string{},
-		stray: map[string]bool{}, buf: make([]byte, 256<<10)}
+		stray: map[string]bool{}, thru: map[string]int{}, buf: make([]byte, 256<<10)}
 }
 
 // nameOf is the archive entry of a path in the manifest.
@@ -57,6 +59,19 @@ func bytesOf(s, b64 string) (string, error) {
 
 // stored tells whether a recorded file is in the archive at all.
 func isStored(f *set.File) bool { return f.Kind != kindFile || f.SHA256 != "" }
+
+// Through takes note of an entry of which a Checker says that it lies below a symbolic
+// link, and tells whether that keeps it from being restored: a file does come back
+// (ExtractOptions.ThroughLinks). Sets that were made before paths were resolved hold such
+// entries, if a configured path led through a link.
+func (v *Verifier) Through(h *Header, err error) bool {
+	var t *ThroughLink
+	if v == nil || !errors.As(err, &t) || !strings.HasPrefix(t.Link, set.FilesPrefix) {
+		return false
+	}
+	v.thru[t.Link]++
+	return true
+}
 
 // Entry checks one entry. Its error is one of reading r.
 func (v *Verifier) Entry(h *Header, r io.Reader) error {
@@ -213,6 +228,9 @@ func (v *Verifier) Finish() error {
 		if problem != "" {
 			v.report(set.Damage{Entry: nameOf(f.Path), Problem: problem})
 		}
+	}
+	for _, link := range slices.Sorted(maps.Keys(v.thru)) {
+		v.report(set.Damage{Entry: link, Restorable: true, Problem: fmt.Sprintf("entries lie below this symbolic link (%d), as earlier versions stored a configured path that leads through one; tar does not unpack them, a restore puts them where the link leads", v.thru[link])})
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.stray)) {
 		v.report(set.Damage{Entry: name, Problem: "it is in the archive and not in the manifest"})

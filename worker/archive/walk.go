@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,7 @@ func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 // that got it returns; who needs it longer holds it.
 type node struct {
 	path string // absolute
-	root string // the configured path that it was found under
+	root string // the place that it was found under
 	rel  string // below root; empty for root itself
 	at   *dirHandle
 	base string // name in at
@@ -29,6 +30,11 @@ type node struct {
 	err error
 	// skipped says why a directory was not entered on purpose.
 	skipped string
+	parent  bool   // a directory that only leads to a place
+	link    string // of a link that leads to a place: its target when the run began
+	// replaces says that something may be stored of this path, which this takes the place of.
+	replaces bool
+	late     late // how it was found by the second listing
 }
 
 func (n *node) is(format uint32) bool { return n.st.Mode&unix.S_IFMT == format }
@@ -37,10 +43,12 @@ func (n *node) is(format uint32) bool { return n.st.Mode&unix.S_IFMT == format }
 // a directory before what is in it.
 type walk struct {
 	patterns patterns
-	never    map[inode]string // directories never entered, with their names
-	neverAt  map[string]bool  // the same by path, for those that do not exist yet
-	entered  map[inode]bool   // directories of interest (see roots) that the walk has come to
-	done     map[string]bool  // configured paths that an outer walk has come to
+	never    map[inode]string  // directories never entered, with their names
+	neverAt  map[string]bool   // the same by path, for those that do not exist yet
+	places   []place           // whose configured names patterns may use
+	links    map[string]string // symbolic links that lead to places, with their targets
+	done     map[string]bool   // these, the places and the directories above: was it emitted?
+	seen     *seen             // nil: what was listed is not remembered
 	emit     func(*node) error
 }
 
@@ -52,6 +60,11 @@ type frame struct {
 	rel   string
 	names []string
 	next  int
+	spots []spot
+	list  *listing   // to be filled; nil: not remembered
+	old   *seenNames // in the second listing: what was there in the first; nil: all is new
+	top   bool       // one that is listed a second time
+	young bool       // … or that was made since the first listing
 }
 
 // pseudo file systems hold no files but a view of the kernel: f_type as in statfs(2).
@@ -61,14 +74,21 @@ var pseudo = map[int64]string{
 	unix.TRACEFS_MAGIC: "tracefs", unix.SECURITYFS_MAGIC: "securityfs", unix.BPF_FS_MAGIC: "bpf",
 }
 
-// tree walks below root. at holds root under the name base; st is root's.
-func (w *walk) tree(ctx context.Context, root string, at *dirHandle, base string, st unix.Stat_t) error {
-	n := &node{path: root, root: root, at: at, base: base, st: st}
-	w.done[root] = true
+// tree walks from n on.
+func (w *walk) tree(ctx context.Context, n *node) error {
 	if !n.is(unix.S_IFDIR) {
 		return w.emit(n)
 	}
-	var stack []*frame
+	f, err := w.enter(n)
+	if f == nil {
+		return err
+	}
+	return w.below(ctx, n.root, f)
+}
+
+// below walks through a directory that was entered, and gives it back.
+func (w *walk) below(ctx context.Context, root string, first *frame) error {
+	stack := []*frame{first}
 	defer func() {
 		for _, f := range stack {
 			f.dir.release()
@@ -78,14 +98,11 @@ func (w *walk) tree(ctx context.Context, root string, at *dirHandle, base string
 		f, err := w.enter(n)
 		if f != nil {
 			stack = append(stack, f)
-			if i := len(stack) - 1 - keepOpen; i > 0 { // the root stays open
+			if i := len(stack) - 1 - keepOpen; i > 0 { // the first stays open
 				stack[i].dir.release()
 				stack[i].dir = nil
 			}
 		}
-		return err
-	}
-	if err := push(n); err != nil {
 		return err
 	}
 	for len(stack) > 0 {
@@ -95,6 +112,7 @@ func (w *walk) tree(ctx context.Context, root string, at *dirHandle, base string
 		top := stack[len(stack)-1]
 		if top.next == len(top.names) {
 			stack = stack[:len(stack)-1]
+			w.seen.keep(top.list)
 			err := reopen(stack, top)
 			top.dir.release()
 			if err != nil {
@@ -132,7 +150,7 @@ func reopen(stack []*frame, child *frame) error {
 	if err != nil {
 		way := &beneath{root: stack[0].dir.f}
 		defer way.cut(0)
-		dir, base := splitPath(up.rel)
+		dir, base := splitPath(strings.TrimPrefix(strings.TrimPrefix(up.rel, stack[0].rel), "/"))
 		var at *os.File
 		if at, err = way.dir(dir); err == nil {
 			f, err = openIf(int(at.Fd()), base, up.id)
@@ -171,22 +189,40 @@ func (w *walk) child(root string, top *frame, name string, push func(*node) erro
 	}
 	n.st, n.err = statAt(top.dir.fd(), name)
 	isDir := n.err == nil && n.is(unix.S_IFDIR)
-	if w.patterns.excludes(n.path, n.rel, isDir) {
+	if len(w.patterns) > 0 && w.patterns.excludes(within(top.spots, name), isDir) {
 		return nil
 	}
-	if w.done[n.path] {
-		return nil // stored under its own name already
+	if w.known(top, n, isDir) {
+		return nil
 	}
-	if _, configured := w.done[n.path]; configured {
-		if n.err == nil && n.is(unix.S_IFLNK) {
-			return nil // its own turn comes, and it is followed then
+	if n.err == errOtherKind {
+		return w.emit(n)
+	}
+	if stored, awaited := w.done[n.path]; awaited && !n.replaces {
+		if stored {
+			return nil // under its own name already
 		}
 		w.done[n.path] = true
 	}
+	if n.is(unix.S_IFLNK) {
+		n.link = w.links[n.path]
+	} else if n.err == nil && w.links[n.path] != "" {
+		if err := w.emit(&node{path: n.path, root: root, err: errLinkGone}); err != nil {
+			return err
+		}
+	}
 	if !isDir {
+		if n.err == nil {
+			top.list.add(name, n.st.Ino, false)
+		}
 		return w.emit(n)
 	}
-	return push(n)
+	ino := n.st.Ino
+	err := push(n)
+	if !gone(n.err) { // else what is there by the second listing is new
+		top.list.add(name, ino, true)
+	}
+	return err
 }
 
 // enter opens and lists a directory and emits it. It returns no frame where there
@@ -217,9 +253,6 @@ func (w *walk) enter(n *node) (*frame, error) {
 		}
 	}
 	n.st, n.self = st, d
-	if _, ok := w.entered[inodeOf(&st)]; ok {
-		w.entered[inodeOf(&st)] = true
-	}
 	var fs unix.Statfs_t
 	if unix.Fstatfs(d.fd(), &fs) == nil && pseudo[int64(fs.Type)] != "" {
 		n.skipped = "a " + pseudo[int64(fs.Type)] + " file system"
@@ -227,16 +260,25 @@ func (w *walk) enter(n *node) (*frame, error) {
 		d.release()
 		return nil, err
 	}
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		n.err = err
+	top := &frame{dir: d, id: inodeOf(&st), path: n.path, rel: n.rel, list: w.seen.open(n.path, n.root, &st)}
+	top.names, n.err = readNames(f) // of a directory that breaks off, what came before that
+	if len(w.patterns) > 0 {
+		top.spots = w.spots(n.path, n.root)
 	}
-	sort.Strings(names)
-	if err := w.emit(n); err != nil || n.err != nil {
+	if n.late.second {
+		top.old, top.young = w.seen.at(n.path).index(), n.late.young
+	}
+	if err := w.emit(n); err != nil {
 		d.release()
 		return nil, err
 	}
-	return &frame{dir: d, id: inodeOf(&st), path: n.path, rel: n.rel, names: names}, nil
+	return top, nil
+}
+
+func readNames(f *os.File) ([]string, error) {
+	names, err := f.Readdirnames(-1)
+	sort.Strings(names)
+	return names, err
 }
 
 // barred says whether a directory is one of those never entered.
@@ -251,6 +293,7 @@ func (w *walk) barred(n *node) string {
 }
 
 // gone tells whether err means that a thing vanished or was replaced between two looks.
+// A stale handle (ESTALE) and a bad disk (EIO) say nothing of the kind.
 func gone(err error) bool {
-	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ESTALE)
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }

@@ -84,6 +84,7 @@ type Writer struct {
 	packed chan struct{} // closed when the gzip goroutine has ended
 	fault  atomic.Pointer[error]
 
+	check  *Checker
 	cur    []byte
 	mode   mode
 	probe  prober
@@ -152,7 +153,7 @@ func newWriter(f *os.File, path string, size int64, sum hash.Hash, o Options) (*
 		s.close(false)
 		return nil, stage.Permanent(err)
 	}
-	w := &Writer{path: path, sink: s, work: make(chan piece, pieces), free: make(chan []byte, pieces), packed: make(chan struct{})}
+	w := &Writer{path: path, sink: s, work: make(chan piece, pieces), free: make(chan []byte, pieces), packed: make(chan struct{}), check: NewChecker()}
 	for range pieces - 1 {
 		w.free <- make([]byte, 0, pieceSize)
 	}
@@ -198,7 +199,8 @@ func (w *Writer) Path() string { return w.path }
 
 // Entry adds one entry. content delivers exactly h.Stored() bytes (for a sparse
 // file the data of its extents, one after the other); nil where there are none.
-// More or fewer bytes are an error, after which the archive is of no use.
+// More or fewer bytes are an error, after which the archive is of no use. An entry that
+// could not be unpacked is refused (see Checker).
 func (w *Writer) Entry(ctx context.Context, h *Header, content io.Reader, c Class) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -209,6 +211,9 @@ func (w *Writer) Entry(ctx context.Context, h *Header, content io.Reader, c Clas
 		return fmt.Errorf("archive %s: %w", w.path, context.Cause(ctx))
 	}
 	head, err := h.encode()
+	if err == nil {
+		err = w.check.Check(h)
+	}
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", w.path, err)
 	}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"fmt"
+	"os"
 	"sort"
 	"strings"
 
@@ -12,42 +13,78 @@ import (
 // header stays one that every reader takes (1 MiB).
 const maxXattrs = 900 << 10
 
-// readXattrs reads all extended attributes. target is "/proc/self/fd/N" for an
-// open file or directory, or "/proc/self/fd/DIR/NAME" for a symbolic link itself: so
-// no path is ever walked twice. left counts attributes that were too large.
-func readXattrs(target string, link bool) (attrs map[string]string, left int, err error) {
-	list, get := unix.Listxattr, unix.Getxattr
-	if link {
-		list, get = unix.Llistxattr, unix.Lgetxattr
+// attrSource is where the attributes of one thing are read from.
+type attrSource struct {
+	list func(buf []byte) (int, error)
+	get  func(name string, buf []byte) (int, error)
+}
+
+// ofFile reads those of an open file or directory.
+func ofFile(f *os.File) attrSource {
+	fd := int(f.Fd())
+	return attrSource{func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) }}
+}
+
+// ofPath reads those of what lies at path, of a symbolic link its own.
+func ofPath(path string) attrSource {
+	return attrSource{func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string, b []byte) (int, error) { return unix.Lgetxattr(path, name, b) }}
+}
+
+// ofLink reads those of a symbolic link, which cannot be opened. Through /proc no path
+// is walked a second time and none is too long; where /proc is missing its path serves.
+func ofLink(at int, base, path string) attrSource {
+	short := fmt.Sprintf("/proc/self/fd/%d/%s", at, base)
+	var st unix.Stat_t
+	if unix.Lstat(short, &st) == nil {
+		path = short
 	}
+	return ofPath(path)
+}
+
+// attributes are the extended attributes of one thing.
+type attributes struct {
+	values   map[string]string
+	tooLarge int   // how many were left out, since they are
+	fault    error // why others could not be read; nil: none
+}
+
+// read reads all attributes that can be read. That a file system has none is no fault.
+func (src attrSource) read() (a attributes) {
 	var small [1024]byte
-	names, err := growing(small[:], func(b []byte) (int, error) { return list(target, b) })
-	if err == unix.ENOTSUP || err == unix.ENOENT || err == unix.ENOSYS {
-		return nil, 0, nil // a file system without any, or /proc is not there
+	names, err := growing(small[:], src.list)
+	if err == unix.ENOTSUP {
+		return a
 	}
-	if err != nil || len(names) == 0 {
-		return nil, 0, err
+	if err != nil {
+		a.fault = fmt.Errorf("list: %w", err)
+		return a
+	}
+	if len(names) == 0 {
+		return a
 	}
 	total := 0
 	for _, name := range strings.Split(strings.TrimSuffix(string(names), "\x00"), "\x00") {
 		var small [256]byte
-		v, err := growing(small[:], func(b []byte) (int, error) { return get(target, name, b) })
-		switch {
-		case err == unix.ENODATA || err == unix.ENOTSUP || err == unix.EPERM || err == unix.EACCES:
-			continue // gone meanwhile, or listed to those who may not read it
-		case err != nil:
-			return nil, left, fmt.Errorf("extended attribute %s: %w", name, err)
+		v, err := growing(small[:], func(b []byte) (int, error) { return src.get(name, b) })
+		if err == unix.ENODATA {
+			continue // removed meanwhile
 		}
-		if total += len(name) + len(v) + 64; total > maxXattrs {
-			left++
+		if err != nil {
+			a.fault = fmt.Errorf("%s: %w", name, err)
 			continue
 		}
-		if attrs == nil {
-			attrs = map[string]string{}
+		if total += len(name) + len(v) + 64; total > maxXattrs {
+			a.tooLarge++
+			continue
 		}
-		attrs[name] = string(v)
+		if a.values == nil {
+			a.values = map[string]string{}
+		}
+		a.values[name] = string(v)
 	}
-	return attrs, left, nil
+	return a
 }
 
 // growing calls get with larger and larger buffers until the value fits.

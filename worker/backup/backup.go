@@ -91,9 +91,9 @@ func (o Options) eventBusOptions() eventbus.Options {
 }
 
 // filesOptions keep our own directories out of the set: a backup never holds itself.
-func (o Options) filesOptions() archive.FilesOptions {
+func (o Options) filesOptions(places []set.Place) archive.FilesOptions {
 	c := o.Config
-	return archive.FilesOptions{Paths: c.Files.Paths, Exclude: c.Files.Exclude, AllowUnreadable: c.Files.AllowUnreadable,
+	return archive.FilesOptions{Paths: c.Files.Paths, Places: places, Now: o.Now, Exclude: c.Files.Exclude, AllowUnreadable: c.Files.AllowUnreadable,
 		Never: []string{c.Backup.DumpDir, c.Backup.TempDir, c.StateDir}}
 }
 

@@ -81,12 +81,13 @@ func (s pack) tell(ctx context.Context, a *pipeline.Attempt, m *set.Manifest) er
 // job is one attempt at writing the archives.
 type job struct {
 	pack
-	a     *pipeline.Attempt
-	in    dump.Intent
-	m     *set.Manifest
-	db    databaseResult
-	bus   busResult
-	spool *spool
+	a      *pipeline.Attempt
+	in     dump.Intent
+	m      *set.Manifest
+	places []set.Place
+	db     databaseResult
+	bus    busResult
+	spool  *spool
 }
 
 // write makes the parts of all files of the set, the manifest's last, and fills in m.
@@ -98,10 +99,23 @@ func (s pack) write(ctx context.Context, a *pipeline.Attempt, in dump.Intent, m 
 			return nil, err
 		}
 	}
+	paths := append([]string{}, s.Config.Files.Paths...)
+	if before.Places == nil { // a worker of an earlier version prepared the run
+		var err error
+		if before.Places, err = archive.ResolvePlaces(paths); err != nil {
+			return nil, err
+		}
+	} else {
+		paths = paths[:0] // the configuration may have changed meanwhile
+		for _, p := range before.Places {
+			paths = append(paths, p.Configured)
+		}
+	}
+	j.places = before.Places
 	*m = set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(in.Set), Run: a.Run.ID, Instance: s.Config.Instance,
 		Node: s.Config.Node, Type: before.Type, CatalogVersion: before.CatalogVersion, Program: s.Program, Started: a.Run.Created.UTC(),
 		Postgres: j.db.Part, EventBus: j.bus.Part, NotCovered: append([]string{}, notCovered...), Warnings: []string{}, Notes: []string{},
-		Files: &set.Files{Paths: append([]string{}, s.Config.Files.Paths...), Exclude: append([]string{}, s.Config.Files.Exclude...), Entries: []set.File{}}}
+		Files: &set.Files{Paths: paths, Places: before.Places, Exclude: append([]string{}, s.Config.Files.Exclude...), Entries: []set.File{}}}
 	if j.bus.Part == nil {
 		m.NotCovered = append(m.NotCovered, "an Event Bus: none is configured")
 	}
@@ -211,7 +225,12 @@ func (j *job) fill(ctx context.Context, w *archive.Writer) error {
 			return err
 		}
 	}
-	f, err := archive.AddFiles(ctx, w, j.filesOptions(), j.a.Progress, j.spool.add)
+	o := j.filesOptions(j.places)
+	o.Replace = j.spool.replace
+	f, err := archive.AddFiles(ctx, w, o, j.a.Progress, j.spool.add)
+	if err == nil {
+		err = j.spool.settle()
+	}
 	if err != nil {
 		return err
 	}

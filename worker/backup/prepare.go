@@ -24,6 +24,9 @@ type prepared struct {
 	Type           set.Type            `json:"type"`
 	Positions      *eventbus.Positions `json:"positions"`
 	FilesBytes     int64               `json:"files_bytes"`
+	// Places is where the configured paths lead; later stages, and later attempts at
+	// them, store what is there and nothing else. Absent in results of earlier versions.
+	Places []set.Place `json:"places,omitempty"`
 }
 
 func (s prepare) Name() string { return prepareStage }
@@ -66,7 +69,16 @@ func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared)
 	if err := archive.CheckPatterns(s.Config.Files.Exclude); err != nil {
 		return stage.Permanentf("files.exclude: %w", err)
 	}
-	files, _, err := archive.EstimateFiles(ctx, s.filesOptions())
+	var err error
+	if out.Places, err = archive.ResolvePlaces(s.Config.Files.Paths); err != nil {
+		return err
+	}
+	for _, p := range out.Places {
+		if len(p.Way) > 0 {
+			out.Findings.Note("files.paths: %q leads through a symbolic link; it is stored where it leads, as %q, with the link", p.Configured, p.Resolved)
+		}
+	}
+	files, _, err := archive.EstimateFiles(ctx, s.filesOptions(out.Places))
 	if err != nil {
 		return err
 	}

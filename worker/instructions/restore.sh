@@ -150,7 +150,7 @@ wants postgres || leave+=(--exclude=postgres)
 wants files || leave+=(--exclude=files)
 for a in "${archives[@]}"; do
   # A name that comes twice is a file that changed while it was backed up: the later one counts, as tar has it.
-  tar -xzpf "$dir/$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' --acls "${leave[@]}"
+  tar -xzpf "$dir/$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' "${leave[@]}"
 done
 
 # Segments of a topic that was deleted, and of a partition that was read anew, while the backup ran. What

@@ -119,9 +119,20 @@ func (r *real) files() error {
 	if os.Geteuid() == 0 {
 		errs = append(errs, os.Lchown(tagged, 1234, 5678), os.Lchown(filepath.Join(r.app, "odd/link"), 4321, 8765))
 	}
+	conf := filepath.Join(r.place(), "conf")
+	errs = append(errs, os.MkdirAll(conf, 0o750), os.WriteFile(filepath.Join(conf, "site.conf"), []byte("release 5"), 0o640), os.Chmod(filepath.Dir(r.place()), 0o711),
+		os.Symlink("srv/releases/5", filepath.Join(r.root, "current")), os.Symlink(conf, filepath.Join(r.root, "alias")))
 	then := time.Unix(1_000_000_000, 123_456_789)
 	errs = append(errs, os.Chtimes(tagged, then, then), os.Chtimes(filepath.Join(r.app, "closed/dir"), then, then))
 	return errors.Join(errs...)
+}
+
+// place is what the configured paths linked lead to, and nothing else does.
+func (r *real) place() string { return filepath.Join(r.root, "srv/releases/5") }
+
+// linked are configured paths through and of symbolic links, two to one place.
+func (r *real) linked() []string {
+	return []string{filepath.Join(r.root, "current/conf"), filepath.Join(r.root, "alias")}
 }
 
 // rowsDigest is one line that tells of every row and of what else a cluster holds.
@@ -211,8 +222,8 @@ func busDigest(b *lab.Broker) (string, error) {
 // backUp drives both programs.
 func (r *real) backUp() error {
 	conf := filepath.Join(r.root, "config.yaml")
-	text := fmt.Sprintf("instance: catalog\nnode: here\nversion: 10.0.0.147420\nstate_dir: %s/state\nredis: embedded\npostgres:\n  dsn: %q\neventbus:\n  brokers: [%s]\nfiles:\n  paths: [%s]\nalation.backup.data_dump_dir: %s\nalation.backup.data_temp_dir: %s/tmp\n",
-		r.root, r.pg.DSN(), r.bus.Brokers[0], r.app, r.dump, r.root)
+	text := fmt.Sprintf("instance: catalog\nnode: here\nversion: 10.0.0.147420\nstate_dir: %s/state\nredis: embedded\npostgres:\n  dsn: %q\neventbus:\n  brokers: [%s]\nfiles:\n  paths: [%s, %s]\nalation.backup.data_dump_dir: %s\nalation.backup.data_temp_dir: %s/tmp\n",
+		r.root, r.pg.DSN(), r.bus.Brokers[0], r.app, strings.Join(r.linked(), ", "), r.dump, r.root)
 	if err := errors.Join(os.WriteFile(conf, []byte(text), 0o600), os.Mkdir(r.dump, 0o755), os.Mkdir(r.root+"/tmp", 0o755)); err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func (x *scan) verifiers() {
 
 // entry hands an entry to the room that it belongs to.
 func (x *scan) entry(h *archive.Header) error {
-	if err := x.names.Check(h); err != nil {
+	if err := x.names.Check(h); err != nil && !x.files.Through(h, err) {
 		x.bad(h.Name, "%v", err)
 		return nil
 	}

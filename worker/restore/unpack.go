@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/archive"
@@ -20,7 +23,9 @@ type place struct {
 	dir    string
 	strip  string
 	owner  *archive.Owner // nil: as in the archive
-	x      *archive.Extractor
+	// originals: the entries are somebody else's files, by their absolute paths.
+	originals bool
+	x         *archive.Extractor
 }
 
 // places are where the entries of an archive of this kind go, as far as they are wanted.
@@ -35,7 +40,7 @@ func (j *job) places(kind string) []*place {
 	}
 	if kind == set.MainArchive && j.wants(FilesPart) {
 		p := at(set.FilesPrefix, "files", set.FilesPrefix, nil)
-		p.part = FilesPart
+		p.part, p.originals = FilesPart, true
 		out = append(out, p)
 	}
 	if kind == set.EventBusArchive {
@@ -60,8 +65,12 @@ func (j *job) unpack(ctx context.Context) error {
 			if err := j.mkdir(x.dir, 0o700); err != nil {
 				return err
 			}
+			o := archive.ExtractOptions{Strip: strings.TrimSuffix(x.strip, "/"), Owner: x.owner}
+			if x.originals {
+				o.ThroughLinks, o.Unnamed = true, likeHere
+			}
 			var err error
-			if x.x, err = archive.NewExtractor(x.dir, archive.ExtractOptions{Strip: strings.TrimSuffix(x.strip, "/"), Owner: x.owner}); err != nil {
+			if x.x, err = archive.NewExtractor(x.dir, o); err != nil {
 				return err
 			}
 			defer x.x.Close()
@@ -82,6 +91,17 @@ func (j *job) unpack(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// likeHere describes a directory that a set does not: sets of earlier versions have
+// none of those above the configured paths. What this host has at that path is the best
+// guess, and does no harm when the files are copied there; else anybody may pass.
+func likeHere(path string) *archive.Header {
+	var st unix.Stat_t
+	if err := unix.Lstat("/"+path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return &archive.Header{Mode: 0o755, UID: os.Geteuid(), GID: os.Getegid()}
+	}
+	return &archive.Header{Mode: int64(st.Mode & 0o7777), UID: int(st.Uid), GID: int(st.Gid), ModTime: time.Unix(st.Mtim.Unix())}
 }
 
 // extract makes files of one archive's entries. The archive must still be what was

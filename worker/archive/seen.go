@@ -1,0 +1,273 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A walk lists one directory after the other. What is moved meanwhile from a directory
+// not yet listed into one already listed would be in neither. So the walk remembers what
+// it saw, and directories that changed since are listed a second time.
+
+// seen is what the first listing saw.
+type seen struct {
+	now   func() time.Time
+	began time.Time // by the clock that gives files their times
+	dirs  []*listing
+	names int // in all listings
+	most  int // names remembered; what is beyond is not looked at again
+	over  int // directories that were not remembered
+	seed  maphash.Seed
+	again bool                // the second listing has begun
+	paths map[string]*listing // made when it is first asked for
+}
+
+// mostSeen bounds the memory: 16 bytes a name, and some 150 a directory.
+const mostSeen = 8 << 20
+
+// granularity is how coarse a file system's times may be: within it a change after the
+// listing can leave the directory's times as they were.
+const granularity = 2 * time.Second
+
+// listing is a directory as it was when it was listed.
+type listing struct {
+	s          *seen
+	path, root string
+	id         inode
+	mtim, ctim unix.Timespec
+	at         time.Time
+	names      []seenName
+}
+
+// seenName is one name in a directory. The hash's lowest bit says whether it was a directory.
+type seenName struct{ hash, ino uint64 }
+
+func newSeen(now func() time.Time) *seen {
+	if now == nil {
+		now = time.Now
+	}
+	return &seen{now: now, began: coarse(), most: mostSeen, seed: maphash.MakeSeed()}
+}
+
+// coarse is the kernel's clock as of its last tick, which is what a new file's time is
+// taken from.
+func coarse() time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &ts); err != nil {
+		return time.Now()
+	}
+	return time.Unix(ts.Unix())
+}
+
+// open begins a listing. st was taken before the names are read.
+func (s *seen) open(path, root string, st *unix.Stat_t) *listing {
+	if s == nil || s.again {
+		return nil
+	}
+	return &listing{s: s, path: path, root: root, id: inodeOf(st), mtim: st.Mtim, ctim: st.Ctim, at: s.now()}
+}
+
+// keep remembers a listing that is complete.
+func (s *seen) keep(l *listing) {
+	if s == nil || l == nil {
+		return
+	}
+	if s.names+len(l.names) > s.most {
+		s.over++
+		return
+	}
+	s.names += len(l.names)
+	s.dirs = append(s.dirs, l)
+}
+
+// at finds the listing of a path.
+func (s *seen) at(path string) *listing {
+	if s.paths == nil {
+		s.paths = make(map[string]*listing, len(s.dirs))
+		for _, l := range s.dirs {
+			s.paths[l.path] = l
+		}
+	}
+	return s.paths[path]
+}
+
+func (l *listing) add(name string, ino uint64, dir bool) {
+	if l != nil {
+		l.names = append(l.names, seenName{l.hash(name, dir), ino})
+	}
+}
+
+func (l *listing) hash(name string, dir bool) uint64 {
+	h := maphash.String(l.s.seed, name) &^ 1
+	if dir {
+		h |= 1
+	}
+	return h
+}
+
+// seenNames finds the names of one listing.
+type seenNames struct {
+	l      *listing
+	byHash map[uint64]seenName
+	inodes map[uint64]bool
+}
+
+// index gives nil for a directory that was not listed before.
+func (l *listing) index() *seenNames {
+	if l == nil {
+		return nil
+	}
+	x := &seenNames{l: l, byHash: make(map[uint64]seenName, len(l.names)), inodes: make(map[uint64]bool, len(l.names))}
+	for _, n := range l.names {
+		x.byHash[n.hash&^1], x.inodes[n.ino] = n, true
+	}
+	return x
+}
+
+// changed tells whether the directory may have other names in it than it had.
+func (l *listing) changed(st *unix.Stat_t) bool {
+	if l.mtim != st.Mtim || l.ctim != st.Ctim {
+		return true
+	}
+	young := l.at.Add(-granularity)
+	return time.Unix(st.Mtim.Unix()).After(young) || time.Unix(st.Ctim.Unix()).After(young)
+}
+
+// late says how the second listing found a thing.
+type late struct {
+	second bool // it is one of the second listing's
+	first  bool // the topmost of what was found
+	young  bool // it was made since the backup began
+	old    bool // it is older than the backup, and was in another directory, as far as can be told
+}
+
+// known settles, in the second listing, what the first one has seen: true if there is
+// nothing more to do with n.
+func (w *walk) known(top *frame, n *node, isDir bool) bool {
+	if w.seen == nil || !w.seen.again {
+		return false
+	}
+	n.late = late{second: true, first: top.top}
+	if n.err != nil {
+		return false
+	}
+	if top.old == nil { // a new directory: what is in it may come from anywhere
+		n.late.young = top.young && !w.seen.older(n)
+		n.late.old = top.young && !n.late.young
+		return false
+	}
+	x, found := top.old.byHash[top.old.l.hash(n.base, false)]
+	switch {
+	case found && x.ino == n.st.Ino:
+		return true
+	case found && isDir != (x.hash&1 == 1):
+		n.err = errOtherKind
+		return false
+	}
+	n.replaces = found
+	n.late.young = !w.seen.older(n)
+	n.late.old = !n.late.young && !top.old.inodes[n.st.Ino]
+	return false
+}
+
+// errOtherKind is about a directory in whose place there now is a file, or the reverse.
+// An archive cannot hold both.
+var errOtherKind = errors.New("a file took the place of a directory, or a directory that of a file")
+
+// errNotAgain is about a directory that could not be listed a second time.
+var errNotAgain = errors.New("it could not be listed a second time")
+
+// older tells whether a thing was there before the backup began: made before, or, where
+// the file system keeps no such time, written before.
+func (s *seen) older(n *node) bool {
+	made := time.Unix(n.st.Mtim.Unix())
+	var x unix.Statx_t
+	err := unix.Statx(n.at.fd(), n.base, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x)
+	if err == nil && x.Mask&unix.STATX_BTIME != 0 {
+		made = time.Unix(x.Btime.Sec, int64(x.Btime.Nsec))
+	}
+	return made.Before(s.began)
+}
+
+// again lists the directories that changed since they were listed once more, and walks
+// through what is new there.
+func (f *forest) again(ctx context.Context, emit func(*node) error) error {
+	w := &f.walk
+	w.emit = emit
+	s := w.seen
+	s.again = true
+	ways := map[string]*beneath{}
+	defer func() {
+		for _, b := range ways {
+			b.close()
+		}
+	}()
+	for _, l := range s.dirs[:len(s.dirs):len(s.dirs)] {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		top, err := w.second(l, ways)
+		if err == nil && top != nil {
+			err = w.below(ctx, l.root, top)
+		} else if err != nil {
+			err = emit(&node{path: l.path, root: l.root, err: errNotAgain})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// second lists a directory again; no frame, if there can be nothing new in it.
+func (w *walk) second(l *listing, ways map[string]*beneath) (*frame, error) {
+	f, err := l.reopen(ways)
+	if err != nil {
+		if gone(err) { // or moved: then the directory that it is in now has changed
+			return nil, nil
+		}
+		return nil, err
+	}
+	st, err := fstat(f)
+	if err != nil || inodeOf(&st) != l.id || !l.changed(&st) {
+		f.Close()
+		return nil, err
+	}
+	top := &frame{dir: newDirHandle(f), id: l.id, path: l.path, rel: relTo(l.root, l.path), old: l.index(), top: true}
+	if top.names, err = readNames(f); err != nil {
+		top.dir.release()
+		return nil, err
+	}
+	if len(w.patterns) > 0 {
+		top.spots = w.spots(l.path, l.root)
+	}
+	return top, nil
+}
+
+func (l *listing) reopen(ways map[string]*beneath) (*os.File, error) {
+	b, err := openWay(l.root, ways)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := b.dir(relTo(l.root, l.path))
+	if err != nil {
+		return nil, err
+	}
+	return openDirAt(int(dir.Fd()), ".")
+}
+
+// relTo is the path below root; empty for root itself.
+func relTo(root, path string) string {
+	if path == root {
+		return ""
+	}
+	if root == "/" {
+		return path[1:]
+	}
+	return path[len(root)+1:]
+}
