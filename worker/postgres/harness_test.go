@@ -166,8 +166,9 @@ func restore(t testing.TB, w Work, part *set.Postgres) (*Restored, string) {
 	return r, target
 }
 
-// start runs the printed start command and waits until the server is promoted.
-func start(t testing.TB, r *Restored, port int) *server {
+// start runs the printed start command and waits until the server is promoted. The
+// original's port does not matter: a restored server's is quietPort.
+func start(t testing.TB, r *Restored, _ int) *server {
 	t.Helper()
 	bin, err := lab.PGBinDir()
 	require.NoError(t, err)
@@ -181,7 +182,7 @@ func start(t testing.TB, r *Restored, port int) *server {
 		log, _ := os.ReadFile(filepath.Join(filepath.Dir(r.DataDir), "server.log"))
 		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
 	}
-	s := &server{t: t, socket: socket, port: fmt.Sprint(port), bin: bin, data: r.DataDir}
+	s := &server{t: t, socket: socket, port: fmt.Sprint(quietPort), bin: bin, data: r.DataDir}
 	if _, err := os.Stat(socket); err != nil {
 		s.socket = "/tmp"
 	}
