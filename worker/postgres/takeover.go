@@ -6,14 +6,18 @@ import (
 	"strings"
 )
 
+// quietSession keeps a session from what ALTER DATABASE and ALTER ROLE set: no
+// library is loaded into it, and it may write. libpq hands it on as the client's
+// own settings, which win over those of databases and roles.
+const quietSession = "env PGOPTIONS='-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off'"
+
 // psql is a command that asks the restored server, for a shell.
 func (r *restoration) psql(database, more string) string {
 	host := ""
-	port := quietPort
 	if r.socketDir != "" {
 		host = " -h " + shellQuote(r.socketDir)
 	}
-	return strings.TrimSpace(r.asOwner(fmt.Sprintf("%s -X%s -p %d -U %s -d %s %s", r.program("psql"), host, port, shellQuote(firstOf(r.o.Part.Superuser, "postgres")), shellQuote(database), more)))
+	return strings.TrimSpace(r.asOwner(fmt.Sprintf("%s %s -X%s -p %d -U %s -d %s %s", quietSession, r.program("psql"), host, quietPort, shellQuote(firstOf(r.o.Part.Superuser, "postgres")), shellQuote(database), more)))
 }
 
 // database is one that a person may look into.
