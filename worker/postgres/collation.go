@@ -40,36 +40,79 @@ func (f *Facts) readOrigin(ctx context.Context, c *pgx.Conn) error {
 	return f.readCollations(ctx, c)
 }
 
-// readCollations asks the server for the version of its C library, and looks into
-// its program for that of ICU: the versions that SQL tells of ICU are those of its
-// tables, which no other program of a host can name.
+// readCollations finds the versions of the libraries that sort text: glibc where a
+// database or a collation depends on it, ICU where the server is linked with it.
 func (f *Facts) readCollations(ctx context.Context, c *pgx.Conn) error {
-	f.Collations = nil
-	if f.VersionNum >= 130000 { // before, PostgreSQL itself knew none of the C library
-		query := "select coalesce(max(pg_catalog.pg_collation_actual_version(oid)), '') from pg_catalog.pg_collation where collprovider = 'c'"
-		if f.VersionNum >= 150000 {
-			query = "select coalesce(max(v), '') from (select pg_catalog.pg_collation_actual_version(oid) v from pg_catalog.pg_collation where collprovider = 'c' union all select pg_catalog.pg_database_collation_actual_version(oid) from pg_catalog.pg_database where datlocprovider = 'c') x"
-		}
-		var version string
-		if err := c.QueryRow(ctx, query).Scan(&version); err != nil {
+	// The locales C, POSIX and C.UTF-8 sort by code points, the same everywhere.
+	var needed bool
+	var version string
+	err := c.QueryRow(ctx, `select exists (select from pg_catalog.pg_collation where collprovider = 'c' and collcollate !~* '^(c|posix|c\..*)$')
+		or exists (select from pg_catalog.pg_database where datcollate !~* '^(c|posix|c\..*)$')`).Scan(&needed)
+	if err != nil {
+		return queryError(ctx, "its collations", err)
+	}
+	if needed && f.VersionNum >= 130000 { // before, PostgreSQL knew no version of the C library
+		err = c.QueryRow(ctx, "select coalesce(max(pg_catalog.pg_collation_actual_version(oid)), '') from pg_catalog.pg_collation where collprovider = 'c'").Scan(&version)
+		if err != nil {
 			return queryError(ctx, "the version of its C library", err)
 		}
-		if version != "" {
-			f.Collations = append(f.Collations, set.Collation{Provider: "libc", Version: version})
-		}
 	}
-	if pid, err := os.ReadFile(filepath.Join(f.DataDirectory, "postmaster.pid")); err == nil {
-		line, _, _ := strings.Cut(string(pid), "\n")
-		if n, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && n > 0 {
-			if version := icuOf(fmt.Sprintf("/proc/%d/exe", n)); version != "" {
-				f.Collations = append(f.Collations, set.Collation{Provider: "icu", Version: version})
-			}
-		}
+	libc, icu := loadedLibraries(f.DataDirectory)
+	f.Collations = nil
+	if version = firstOf(version, libc); needed && version != "" {
+		f.Collations = append(f.Collations, set.Collation{Provider: "libc", Version: version})
+	}
+	if icu != "" {
+		f.Collations = append(f.Collations, set.Collation{Provider: "icu", Version: icu})
 	}
 	return nil
 }
 
-var icuLibrary = regexp.MustCompile(`^libicui18n\.so\.(\d+)$`)
+// loadedLibraries looks at the running server's process, wherever its libraries lie
+// and whatever container it is in; "" = not there or not seen from here. The
+// versions of ICU that SQL tells are those of its tables, which no other program of
+// a host can name; so ICU is told by its own major version.
+func loadedLibraries(data string) (libc, icu string) {
+	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+	if err != nil {
+		return "", ""
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || pid <= 0 {
+		return "", ""
+	}
+	process := fmt.Sprintf("/proc/%d", pid)
+	at, err1 := os.Stat(filepath.Join(process, "cwd")) // the server's is its data directory
+	home, err2 := os.Stat(data)
+	maps, err3 := os.ReadFile(filepath.Join(process, "maps"))
+	if err1 != nil || err2 != nil || err3 != nil || !os.SameFile(at, home) {
+		return "", ""
+	}
+	for _, line := range strings.Split(string(maps), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 6 {
+			continue
+		}
+		if m := icuLibrary.FindStringSubmatch(filepath.Base(f[5])); m != nil {
+			icu = m[1]
+		}
+		if libc == "" && glibcFile.MatchString(filepath.Base(f[5])) {
+			content, err := readLimited(filepath.Join(process, "root", f[5]), 64<<20)
+			if m := glibcVersion.FindSubmatch(content); err == nil && m != nil {
+				libc = string(m[1])
+			}
+		}
+	}
+	return libc, icu
+}
+
+var (
+	glibcFile    = regexp.MustCompile(`^libc(\.so\.6|-2\.\d+\.so)$`)
+	glibcVersion = regexp.MustCompile(`GNU C Library [^\n]*release version (\d+\.\d+)`)
+)
+
+var icuLibrary = regexp.MustCompile(`^libicui18n\.so\.(\d+)(\.\d+)*$`)
 
 // icuOf is the major version of the ICU that a program is linked with; "" = none,
 // or it cannot be told.
@@ -92,6 +135,9 @@ func icuOf(program string) string {
 // cannot be told.
 func (r *restoration) hereVersion(ctx context.Context, provider string) string {
 	if provider == "icu" {
+		if r.bin == "" {
+			return ""
+		}
 		return icuOf(filepath.Join(r.bin, "postgres"))
 	}
 	var out bytes.Buffer

@@ -113,6 +113,7 @@ type restoration struct {
 	files       []string        // of those, the ones with lines out of force
 	retiredIn   map[string][]string
 	saidBuffers bool
+	managers    []int // ids of resource managers in the WAL that an extension brings
 }
 
 func (r *restoration) prepare() error {

@@ -9,7 +9,7 @@ import (
 // quietSession keeps a session from what ALTER DATABASE and ALTER ROLE set: no
 // library is loaded into it, and it may write. libpq hands it on as the client's
 // own settings, which win over those of databases and roles.
-const quietSession = "env PGOPTIONS='-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off'"
+const quietSession = "/usr/bin/env PGOPTIONS='-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off'"
 
 // psql is a command that asks the restored server, for a shell.
 func (r *restoration) psql(database, more string) string {
