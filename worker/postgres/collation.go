@@ -181,11 +181,7 @@ func (r *restoration) compareCollations(ctx context.Context) error {
 
 // reindexdb is the command that makes all indexes anew.
 func (r *restoration) reindexdb() string {
-	host := ""
-	if r.socketDir != "" {
-		host = " -h " + shellQuote(r.socketDir)
-	}
-	return r.asOwner(fmt.Sprintf("%s%s -p %d -U %s --all", r.program("reindexdb"), host, quietPort, shellQuote(firstOf(r.o.Part.Superuser, "postgres"))))
+	return r.asOwner(fmt.Sprintf("%s%s --all", r.program("reindexdb"), r.address()))
 }
 
 // missingLocales warns of databases that no session can enter here: PostgreSQL

@@ -40,6 +40,7 @@ func TestRestoredSubscriber(t *testing.T) {
 	rows := func(n string) func() bool {
 		return func() bool { got, err := subscriber.Query("select count(*) from t"); return err == nil && got == n }
 	}
+	subscriber.Psql("alter database postgres set session_preload_libraries = 'auto_explain'")
 	publisher.Psql("insert into t select generate_series(1, 10)")
 	require.Eventually(t, rows("10"), 30*time.Second, 50*time.Millisecond)
 	w := newWork(t)
@@ -55,14 +56,19 @@ func TestRestoredSubscriber(t *testing.T) {
 	require.Equal(t, "10", s.query("postgres", "select count(*) from t"))
 	require.Equal(t, "0", s.query("postgres", "select count(*) from pg_stat_activity where backend_type ~ 'logical replication'"))
 	before := strings.Join(r.Before, "\n")
-	require.Contains(t, before, "S'ub in database postgres")
+	require.Contains(t, before, "(S'ub in postgres)")
 	require.Contains(t, before, "catalog-backup restore: begin")
 
 	// What is printed is what ends the subscription.
-	_, command, ok := strings.Cut(r.Before[1], "original: ")
+	_, command, ok := strings.Cut(r.Before[1], "acts by itself: ")
 	require.True(t, ok, r.Before[1])
+	command, _, _ = strings.Cut(command, "; look in")
 	out, err := exec.Command("sh", "-c", command).CombinedOutput()
 	require.NoError(t, err, "%s: %s", command, out)
+	require.Contains(t, string(out), "session_preload_libraries=auto_explain")
+	out, err = exec.Command("sh", "-c", r.Psql+" -Atc 'show session_preload_libraries'").CombinedOutput()
+	require.NoError(t, err)
+	require.Equal(t, "\n", string(out), "a printed command loads what a database sets for its sessions")
 	require.Equal(t, "f|", s.query("postgres", "select subenabled, subslotname from pg_subscription"))
 	auto := filepath.Join(target, "data", "postgresql.auto.conf")
 	content, err := os.ReadFile(auto)

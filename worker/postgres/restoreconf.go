@@ -46,6 +46,9 @@ func (r *restoration) configure(ctx context.Context) error {
 	if err := r.trial(ctx); err != nil {
 		return err
 	}
+	if err := r.writeTakeOver(); err != nil {
+		return err
+	}
 	r.sayRetired()
 	return r.compareCollations(ctx)
 }
@@ -240,7 +243,7 @@ func (r *restoration) access() error {
 			if err := os.Rename(path, path+".original"); err != nil {
 				return fmt.Errorf("restore PostgreSQL: put %s aside: %w", path, err)
 			}
-			r.done.note("%s is %s.original now; the restored server has one that lets in its own account by its socket", name, name)
+			r.done.note("%s is %s.original now: the restored server lets in its own account, by its socket", name, name)
 		case errors.Is(err, fs.ErrNotExist):
 			r.done.note("%s was not in the data directory: a minimal one was made", name)
 		default:

@@ -6,18 +6,23 @@ import (
 	"strings"
 )
 
-// quietSession keeps a session from what ALTER DATABASE and ALTER ROLE set: no
-// library is loaded into it, and it may write. libpq hands it on as the client's
-// own settings, which win over those of databases and roles.
-const quietSession = "/usr/bin/env PGOPTIONS='-c session_preload_libraries= -c local_preload_libraries= -c default_transaction_read_only=off'"
+// quietSession keeps a session from the libraries that ALTER DATABASE and ALTER ROLE
+// set for it, which no configuration file can: the client's own settings, which
+// libpq hands on, win over those.
+const quietSession = "/usr/bin/env PGOPTIONS=-csession_preload_libraries="
 
 // psql is a command that asks the restored server, for a shell.
 func (r *restoration) psql(database, more string) string {
+	return strings.TrimSpace(r.asOwner(fmt.Sprintf("%s %s -X%s -d %s %s", quietSession, r.program("psql"), r.address(), shellQuote(database), more)))
+}
+
+// address says where the restored server listens, and as whom to come.
+func (r *restoration) address() string {
 	host := ""
 	if r.socketDir != "" {
 		host = " -h " + shellQuote(r.socketDir)
 	}
-	return strings.TrimSpace(r.asOwner(fmt.Sprintf("%s %s -X%s -p %d -U %s -d %s %s", quietSession, r.program("psql"), host, quietPort, shellQuote(firstOf(r.o.Part.Superuser, "postgres")), shellQuote(database), more)))
+	return fmt.Sprintf("%s -p %d -U %s", host, quietPort, shellQuote(firstOf(r.o.Part.Superuser, "postgres")))
 }
 
 // database is one that a person may look into.
@@ -30,13 +35,42 @@ func (r *restoration) database() string {
 	return "postgres"
 }
 
-// endSubscriptions writes, for every subscription of every database, the
-// statements that keep it from the publisher's slot. The output is for psql.
-const endSubscriptions = `select format(E'\\connect %I\nALTER SUBSCRIPTION %I DISABLE;\nALTER SUBSCRIPTION %2$I SET (slot_name = NONE);', datname, subname) from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid order by 1`
+// takeOver is a script for psql: it writes the statements for every subscription of
+// every database into a file and runs that; %s is the file.
+const takeOver = `-- Made by a restore. To be run on the restored server, started as printed, before it takes over from the original.
+\set ON_ERROR_STOP on
+set default_transaction_read_only = off;
+\echo 'subscriptions: disabled, and parted from the slots of their publishers:'
+\pset tuples_only on
+\pset format unaligned
+\o '%[1]s'
+select format(E'\\connect %%I\nset default_transaction_read_only = off;\n\\echo %%I\nALTER SUBSCRIPTION %%2$I DISABLE;\nALTER SUBSCRIPTION %%2$I SET (slot_name = NONE);', datname, subname)
+  from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid order by datname, subname;
+\o
+\i '%[1]s'
+\connect postgres
+\pset tuples_only off
+\pset format aligned
+\echo 'prepared transactions: commit or roll back:'
+select * from pg_catalog.pg_prepared_xacts;
+\echo 'what databases and roles set for their sessions: look for libraries and hosts:'
+select d.datname as database, r.rolname as role, s.setconfig as settings from pg_catalog.pg_db_role_setting s
+  left join pg_catalog.pg_database d on d.oid = s.setdatabase left join pg_catalog.pg_roles r on r.oid = s.setrole;
+`
 
-// preloadedBySessions shows what sessions of a database or role would load or run
-// with, whatever the configuration says.
-const preloadedBySessions = `select d.datname as database, r.rolname as role, s.setconfig as settings from pg_catalog.pg_db_role_setting s left join pg_catalog.pg_database d on d.oid = s.setdatabase left join pg_catalog.pg_roles r on r.oid = s.setrole`
+func (r *restoration) takeOverScript() string { return filepath.Join(r.o.Target, "take-over.sql") }
+
+// writeTakeOver puts the script beside the data directory.
+func (r *restoration) writeTakeOver() error {
+	if r.o.Live {
+		return nil
+	}
+	text := fmt.Sprintf(takeOver, filepath.Join(r.o.Target, "take-over.subscriptions.sql"))
+	if err := writeFile(r.takeOverScript(), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("restore PostgreSQL: write %s: %w", r.takeOverScript(), err)
+	}
+	return nil
+}
 
 // steps says what to do before the start, and before the server takes over.
 func (r *restoration) steps() {
@@ -47,16 +81,14 @@ func (r *restoration) steps() {
 	}
 	r.done.Psql = r.psql(r.database(), "")
 	named := ""
-	var names []string
-	for _, s := range r.o.Part.Subscriptions {
-		names = append(names, fmt.Sprintf("%s in database %s", s.Name, s.Database))
+	for i, s := range r.o.Part.Subscriptions {
+		named += fmt.Sprintf("%s%s in %s", map[bool]string{true: " (", false: ", "}[i == 0], s.Name, s.Database)
 	}
-	if len(names) > 0 {
-		named = " (" + strings.Join(names, ", ") + ")"
+	if named != "" {
+		named += ")"
 	}
 	auto := filepath.Join(r.done.DataDir, "postgresql.auto.conf")
-	r.done.before("the server that you will start is quiet: it is reached by its socket only and acts for nobody, until you take the lines from %q to %q out of %s; before you do, the original must be gone for good, and the next two steps done on the started server", "# catalog-backup restore: begin", "# catalog-backup restore: end", auto)
-	r.done.before("before it takes over, end its subscriptions%s, or it takes rows from their publishers in the name of the original: %s | %s", named, r.psql("postgres", "-Atqc "+shellQuote(endSubscriptions)), r.psql("postgres", "-q -v ON_ERROR_STOP=1"))
-	r.done.before("before it takes over, look at what acts by itself in each database: jobs (table cron.job and the like), foreign servers (\\des), prepared transactions (pg_prepared_xacts), and what databases and roles set for their sessions: %s", r.psql("postgres", "-c "+shellQuote(preloadedBySessions)))
-	r.done.note("the restored server is quiet: it listens on the socket in %s only, does not archive, and runs no worker of an extension or a subscription; the last lines of %s say so", r.socketDir, auto)
+	r.done.before("before you start PostgreSQL, know that it is quiet: it is reached by its own socket only and acts for nobody, until you take the lines from \"# catalog-backup restore: begin\" to \"# catalog-backup restore: end\" out of %s", auto)
+	r.done.before("before it takes over (the original gone for good, this one started, those lines still there): end its subscriptions%s by DISABLE and slot_name = NONE, or it takes rows from their publishers in the name of the original, and see what else acts by itself: %s; look in each database for jobs (cron.job and the like) and foreign servers (\\des)", named, r.psql("postgres", "-q -f "+shellQuote(r.takeOverScript())))
+	r.done.note("the restored server listens on the socket in %s only, does not archive, and runs no worker of an extension or a subscription; the last lines of postgresql.auto.conf say so", r.socketDir)
 }
