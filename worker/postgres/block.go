@@ -114,6 +114,9 @@ func (r *restoration) block() []string {
 	put(12, "archive_cleanup_command", "", "recovery_end_command", "", "primary_conninfo", "", "primary_slot_name", "")
 	put(15, "archive_library", "")
 	put(17, "sync_replication_slots", "off")
+	if mb := r.o.Part.WALSegmentSize >> 20; mb > 16 { // as initdb sets them: the defaults are too small for such segments to start with
+		put(0, "min_wal_size", fmt.Sprintf("%dMB", 5*mb), "max_wal_size", fmt.Sprintf("%dMB", 64*mb))
+	}
 	put(0, "huge_pages", "try")
 	for _, name := range slices.Sorted(maps.Keys(limits)) {
 		if n := r.limit(name); n > 0 {
@@ -138,6 +141,7 @@ func (r *restoration) block() []string {
 		"ssl", "off", "synchronous_standby_names", "", "max_logical_replication_workers", "0", "logging_collector", "off",
 		"shared_preload_libraries", strings.Join(r.libraries["shared_preload_libraries"], ", "),
 		"session_preload_libraries", strings.Join(r.libraries["session_preload_libraries"], ", "), "local_preload_libraries", "")
+	put(17, "event_triggers", "off") // those at log-in run in every session
 	still := silence(r.kept)
 	for _, name := range slices.Sorted(maps.Keys(still)) {
 		put(0, name, still[name])

@@ -38,6 +38,10 @@ func (r *restoration) chooseLibraries() {
 	r.libraries, r.kept = map[string][]string{}, map[string]bool{}
 	needed := r.walManagers()
 	for _, setting := range preloads {
+		if r.o.Live {
+			r.wantLibraries(setting)
+			continue
+		}
 		for _, name := range libraryList(r.o.Part.Preload[setting] + "," + r.values[setting]) {
 			if !r.keepLibrary(setting, name, len(needed) > 0) {
 				continue
@@ -46,7 +50,7 @@ func (r *restoration) chooseLibraries() {
 			r.kept[name] = true
 		}
 	}
-	if len(needed) > 0 && len(r.libraries[preloads[0]]) == 0 {
+	if len(needed) > 0 && !r.o.Live && len(r.libraries[preloads[0]]) == 0 {
 		r.done.warn("the WAL has records of resource managers that PostgreSQL itself has not (ids %s), and no library is known that brings them: recovery will stop there: take the extension's library into shared_preload_libraries, in the last lines of postgresql.auto.conf, before the start", numbers(needed))
 	}
 }
@@ -76,6 +80,16 @@ func (r *restoration) keepLibrary(setting, name string, needed bool) bool {
 		r.done.note("%s: library %s was left out: it is not known to be quiet: take it in again before use", setting, name)
 	}
 	return false
+}
+
+// wantLibraries names, for a live server, the libraries without which it does not
+// start here.
+func (r *restoration) wantLibraries(setting string) {
+	for _, name := range libraryList(r.values[setting]) {
+		if r.bin != "" && !(libraryName.MatchString(name) && r.hasLibrary(name)) {
+			r.done.before("install the extension that brings the library %s, or take it out of %s: PostgreSQL does not start without it", name, setting)
+		}
+	}
 }
 
 func (r *restoration) hasLibrary(name string) bool {

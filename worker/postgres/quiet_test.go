@@ -94,7 +94,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	mark := filepath.Join(outside, "acted")
 	require.NoError(t, os.Mkdir(mark, 0o777))
 	require.NoError(t, os.Chmod(mark, 0o777))
-	p := lab.Postgres(t, lab.WithConf("max_connections = 300", "max_locks_per_transaction = 256", "max_prepared_transactions = 20", "max_worker_processes = 13", "max_wal_senders = 17",
+	p := lab.Postgres(t, lab.WithInitDB("--wal-segsize=64"), lab.WithConf("min_wal_size = 320MB", "max_connections = 300", "max_locks_per_transaction = 256", "max_prepared_transactions = 20", "max_worker_processes = 13", "max_wal_senders = 17",
 		"track_commit_timestamp = on", "shared_preload_libraries = 'pg_stat_statements, pg_prewarm'"))
 	p.Psql("create table t as select generate_series(1, 100) i; create extension pg_stat_statements")
 	for i := range 15 {
@@ -156,6 +156,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	// With --live what leads to the original is out of force, and all else stays.
 	r, target = restoreWith(t, w, part, func(o *RestoreOptions) { o.Live = true })
 	require.Contains(t, r.Warnings[0], "--live")
+	require.Contains(t, strings.Join(r.Before, "\n"), "the library unknown_lib, or take it out of shared_preload_libraries")
 	text, err := os.ReadFile(filepath.Join(target, "data/postgresql.conf"))
 	require.NoError(t, err)
 	more, err := os.ReadFile(filepath.Join(target, "data/parts/more.conf"))

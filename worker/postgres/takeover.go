@@ -28,7 +28,9 @@ func (r *restoration) address() string {
 // database is one that a person may look into.
 func (r *restoration) database() string {
 	for _, d := range r.o.Part.Databases {
-		if d.Name != "postgres" && d.Name != "template0" && d.Name != "template1" && !strings.ContainsFunc(d.Name, func(c rune) bool { return c < ' ' }) {
+		// psql takes a name such as "host=x" or "postgresql://x" for where to connect to.
+		plain := !strings.ContainsFunc(d.Name, func(c rune) bool { return c < ' ' || c == '=' || c == ':' })
+		if plain && d.Name != "postgres" && d.Name != "template0" && d.Name != "template1" {
 			return d.Name
 		}
 	}
@@ -40,6 +42,7 @@ func (r *restoration) database() string {
 const takeOver = `-- Made by a restore. To be run on the restored server, started as printed, before it takes over from the original.
 \set ON_ERROR_STOP on
 set default_transaction_read_only = off;
+set search_path = pg_catalog;
 \echo 'subscriptions: disabled, and parted from the slots of their publishers:'
 \pset tuples_only on
 \pset format unaligned
