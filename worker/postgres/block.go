@@ -152,13 +152,11 @@ func (r *restoration) block() []string {
 // quietPort is the port in the name of the restored server's socket.
 const quietPort = 5432
 
-// limit is the most that pg_control, the manifest or the server's own files name.
+// limit is what pg_control or the manifest names: what the original ran with. What
+// its files name may be something that it would have begun with only later.
 func (r *restoration) limit(name string) int {
 	n := r.o.Part.Limits[name]
 	if v, err := strconv.Atoi(r.control[limits[name]]); err == nil {
-		n = max(n, v)
-	}
-	if v, err := strconv.Atoi(r.values[name]); err == nil && n > 0 && !r.refused[name] {
 		n = max(n, v)
 	}
 	return n

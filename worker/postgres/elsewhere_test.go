@@ -73,6 +73,17 @@ func TestAnotherHost(t *testing.T) {
 			require.NoError(t, err, "%s: %s", c, out)
 		}
 	})
+	t.Run("an older pgBackRest", func(t *testing.T) {
+		dir := place(t)
+		require.NoError(t, os.WriteFile(dir+"/pgbackrest", []byte("#!/bin/sh\necho pgBackRest 2.40\n"), 0o755))
+		target := filepath.Join(dir, "target")
+		require.NoError(t, os.Mkdir(target, 0o700))
+		_, err := Restore(t.Context(), RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, Runner: keptRunner{}, PgBackRest: dir + "/pgbackrest"})
+		permanentWith(t, err, "pgBackRest 2.40 knows", "install pgBackRest")
+		left, err := os.ReadDir(target)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	})
 	t.Run("an older set", func(t *testing.T) {
 		older := *part
 		older.Collations, older.Databases = nil, []set.Database{{OID: 5, Name: "app", Encoding: "UTF8"}}

@@ -146,10 +146,11 @@ func (r *restoration) trial(ctx context.Context) error {
 }
 
 // readAsServer runs `postgres -C`, which reads the configuration, prints one
-// setting and ends; it loads no library, opens no port, and root may run it.
+// setting and ends; it loads no library, opens no port, and root may run it. Its
+// messages are English whatever the file says.
 func (r *restoration) readAsServer(ctx context.Context) (string, error) {
 	var out bytes.Buffer
-	err := r.o.Runner.Run(ctx, Command{Path: filepath.Join(r.bin, "postgres"), Args: []string{"-C", "port", "-D", r.done.DataDir}, Env: childEnv(""), Dir: "/", Stdout: &out, Stderr: &out})
+	err := r.o.Runner.Run(ctx, Command{Path: filepath.Join(r.bin, "postgres"), Args: []string{"-C", "port", "-D", r.done.DataDir, "-c", "lc_messages=C"}, Env: childEnv(""), Dir: "/", Stdout: &out, Stderr: &out})
 	return out.String(), err
 }
 

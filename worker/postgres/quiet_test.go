@@ -107,7 +107,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(outside+"/evil.conf", []byte("archive_mode = on\narchive_command = 'touch "+mark+"/archived'\n"), 0o644))
 	write("postgresql.conf", strings.Join([]string{
-		"max_connections = 10 # stale", "shared_buffers = 2TB", "huge_pages = on", "ssl = on", "SSL_cert_file 'missing.crt'", "lc_messages = 'xx_XX.UTF-8'", "timezone = 'No/Where'",
+		"max_connections = 10 # stale", "max_prepared_transactions = 30000", "shared_buffers = 2TB", "huge_pages = on", "ssl = on", "SSL_cert_file 'missing.crt'", "lc_messages = 'xx_XX.UTF-8'", "timezone = 'No/Where'",
 		"\rmaintenance_work_mem\r=\r33MB", "include\r'" + outside + "/evil.conf'", "work_mem = 1\rinclude 'x'", "include 'parts/more.conf'", "include_dir '.'", "include_dir 'parts'", "include 'missing.conf'",
 		"include 'PG_VERSION'", "include 'base/1/1259'", "include_if_exists '../../../../" + outside + "/evil.conf'", "shared_preload_libraries = 'auto_explain, \"unknown_lib\", $libdir/../evil, /tmp/evil.so, pg_cron'",
 		"session_preload_libraries = 'basic_archive'", "local_preload_libraries = 'auto_explain'", "log_directory = '" + outside + "/log'", "logging_collector = on", "external_pid_file = '" + mark + "/pid'", "jit_provider = '" + outside + "/x'",
@@ -126,7 +126,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	s := start(t, r, 0)
 	require.Equal(t, "100|15", s.query("postgres", "select count(*) || '|' || (select count(*) from pg_prepared_xacts) from t"))
 	for setting, want := range map[string]string{
-		"max_connections": "300", "max_locks_per_transaction": "256", "max_prepared_transactions": "20", "max_worker_processes": "13", "max_wal_senders": "17", "track_commit_timestamp": "on",
+		"max_connections": "300", "max_locks_per_transaction": "256", "max_pred_locks_per_transaction": "64", "max_prepared_transactions": "20", "max_worker_processes": "13", "max_wal_senders": "17", "track_commit_timestamp": "on",
 		"huge_pages": "try", "ssl": "off", "archive_mode": "off", "listen_addresses": "", "port": "5432", "logging_collector": "off", "wal_level": "replica", "archive_cleanup_command": "",
 		"work_mem": "9MB", "maintenance_work_mem": "33MB", "random_page_cost": "2.5", "cluster_name": "restored", "effective_cache_size": "77MB", "auto_explain.log_min_duration": "5s",
 		"shared_preload_libraries": "pg_stat_statements, pg_prewarm, auto_explain", "session_preload_libraries": "", "local_preload_libraries": "", "pg_prewarm.autoprewarm": "off", "max_logical_replication_workers": "0",
@@ -135,7 +135,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 		require.Equal(t, want, s.query("postgres", "show "+setting), setting)
 	}
 	notes := strings.Join(r.Notes, "\n")
-	for _, word := range []string{"lc_messages", "timezone", "shared_buffers of 2097152 MB", "unknown_lib", `"../evil"`, "pg_cron", "basic_archive", "future_setting (line 36)", "pg_hba.conf.original", "not readable for the server (line 29)", "include (line 9)", "listen_addresses (line 1)", "app.tenant"} {
+	for _, word := range []string{"lc_messages", "timezone", "shared_buffers of 2097152 MB", "unknown_lib", `"../evil"`, "pg_cron", "basic_archive", "future_setting (line 37)", "pg_hba.conf.original", "not readable for the server (line 30)", "include (line 10)", "listen_addresses (line 1)", "app.tenant"} {
 		require.Contains(t, notes, word)
 	}
 	require.NotContains(t, notes, "not_closed")

@@ -201,6 +201,14 @@ func targetOwner(target string) (account, error) {
 // "none" leaves them to us.
 func (r *restoration) unpack(ctx context.Context) error {
 	o := r.o
+	t := &tool{path: r.path, runner: o.Runner, env: childEnv("")}
+	_, have, err := t.version(ctx)
+	if err == nil {
+		err = checkVersion(have, r.major())
+	}
+	if err != nil {
+		return fmt.Errorf("restore PostgreSQL: %w", err)
+	}
 	r.scratch = filepath.Join(o.Target, ".restore")
 	defer os.RemoveAll(r.scratch)
 	dirs := []string{r.scratch, r.done.DataDir}
@@ -227,9 +235,7 @@ func (r *restoration) unpack(ctx context.Context) error {
 		return fmt.Errorf("restore PostgreSQL: %w", err)
 	}
 	o.Progress.Total(r.manifest.size)
-	t := &tool{path: r.path, runner: o.Runner, env: childEnv("")}
-	_, err := t.run(ctx, r.follow, "restore", append(args, "restore")...)
-	if err != nil {
+	if _, err := t.run(ctx, r.follow, "restore", append(args, "restore")...); err != nil {
 		return restoreError(err, o.Target)
 	}
 	o.Progress.Done(r.manifest.size)

@@ -21,7 +21,9 @@ const retired = "# catalog-backup restore: "
 // for nobody.
 func (r *restoration) configure(ctx context.Context) error {
 	data := r.done.DataDir
-	for _, name := range []string{"postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "recovery.conf"} {
+	// With a tablespace_map the server would link tablespaces to their old places;
+	// pgBackRest made the links already.
+	for _, name := range []string{"postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "recovery.conf", "tablespace_map"} {
 		if err := os.RemoveAll(filepath.Join(data, name)); err != nil {
 			return fmt.Errorf("restore PostgreSQL: %w", err)
 		}
