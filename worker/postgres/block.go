@@ -33,9 +33,17 @@ func (r *restoration) socket() error {
 		return nil
 	}
 	r.socketDir = filepath.Join(r.o.Target, "socket")
-	if len(r.socketDir) > maxSocketDir {
-		r.socketDir = "/tmp"
-		r.done.note("the path of %s is too long for a socket: the restored server puts its socket into /tmp", r.o.Target)
+	// libpq and the server take a comma for the end of a name.
+	if len(r.socketDir) > maxSocketDir || strings.ContainsAny(r.socketDir, ",\"") {
+		dir, err := os.MkdirTemp("/tmp", "restored-")
+		if err == nil {
+			err = os.Lchown(dir, r.owner.uid, r.owner.gid)
+		}
+		if err != nil {
+			return fmt.Errorf("restore PostgreSQL: make a directory for the socket: %w", err)
+		}
+		r.socketDir = dir
+		r.done.note("the path of %s is too long for a socket, or has a character that a socket's may not have: the restored server's socket is in %s; make that directory anew if it is gone", r.o.Target, dir)
 		return nil
 	}
 	if err := os.Mkdir(r.socketDir, 0o700); err != nil {

@@ -46,7 +46,7 @@ func TestAnotherHost(t *testing.T) {
 				require.NotRegexp(t, `(^|[ |(])`+program+` `, command)
 			}
 		}
-		require.Contains(t, r.StartCommand, "/usr/lib/postgresql/"+major+"/bin/pg_ctl -D "+target+"/data")
+		require.Contains(t, r.StartCommand, "/usr/lib/postgresql/"+major+"/bin/pg_ctl -D '"+target+"/data'")
 		// Once that version is installed, what is printed works; the limits are the manifest's.
 		r.StartCommand = strings.ReplaceAll(r.StartCommand, "/usr/lib/postgresql/"+major+"/bin", bin)
 		require.Equal(t, "211", start(t, r, 0).query("app", "show max_connections"))

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -184,7 +185,9 @@ func start(t testing.TB, r *Restored, _ int) *server {
 	}
 	s := &server{t: t, socket: socket, port: fmt.Sprint(quietPort), bin: bin, data: r.DataDir}
 	if _, err := os.Stat(socket); err != nil {
-		s.socket = "/tmp"
+		require.Regexp(t, ` -h /tmp/restored-\d+ `, r.Psql)
+		s.socket = regexp.MustCompile(`/tmp/restored-\d+`).FindString(r.Psql)
+		t.Cleanup(func() { _ = os.RemoveAll(s.socket) })
 	}
 	require.Eventually(t, func() bool { return s.query("postgres", "select pg_is_in_recovery()") == "f" }, 20*time.Second, 50*time.Millisecond)
 	return s

@@ -19,8 +19,8 @@ import (
 // restoreWith is restore with other options.
 func restoreWith(t testing.TB, w Work, part *set.Postgres, change func(*RestoreOptions)) (*Restored, string) {
 	t.Helper()
-	target := filepath.Join(place(t), "postgres")
-	require.NoError(t, os.Mkdir(target, 0o700))
+	target := filepath.Join(place(t), "odd, name %x {1}", "postgres")
+	require.NoError(t, os.MkdirAll(target, 0o755))
 	o := RestoreOptions{Part: part, Repo: w.RepoDir(), Target: target, ConfigFrom: w.ConfigDir(), Runner: keptRunner{}}
 	change(&o)
 	r, err := Restore(t.Context(), o)

@@ -122,8 +122,9 @@ func (r *restoration) prepare() error {
 	switch {
 	case o.Runner == nil || p == nil:
 		return stage.Permanentf("restore PostgreSQL: no runner or no manifest was given: this is a fault of the program")
-	case !filepath.IsAbs(o.Target) || !plainPath(o.Target) || strings.ContainsAny(o.Target, "'"):
-		return stage.Permanentf("restore PostgreSQL: the target %q must be a plain absolute path without quotes", o.Target)
+	case !filepath.IsAbs(o.Target) || !plainPath(o.Target) || strings.ContainsAny(o.Target, "'\"`$\\"):
+		// pg_ctl hands the path to a shell, between double quotes.
+		return stage.Permanentf("restore PostgreSQL: the target %q must be a plain absolute path without quotes, backslashes and dollar signs", o.Target)
 	case !filepath.IsAbs(o.Repo) || !plainPath(o.Repo):
 		return stage.Permanentf("restore PostgreSQL: the repository %q must be a plain absolute path", o.Repo)
 	case !validLabel(p.Label) || p.Stanza != Stanza:

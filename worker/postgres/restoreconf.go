@@ -125,7 +125,7 @@ func (r *restoration) rewrite(path string, depth int) error {
 			l.Name, keep = "not readable for the server", false
 		case l.Kind == pgconf.Blank:
 			continue
-		case strings.HasPrefix(l.Name, "include"):
+		case l.Name == "include", l.Name == "include_if_exists", l.Name == "include_dir":
 			if keep, err = r.include(path, l, depth); err != nil {
 				return err
 			}
