@@ -50,6 +50,9 @@ func (r *restoration) chooseLibraries() {
 			r.kept[name] = true
 		}
 	}
+	if r.bin == "" && len(r.kept) > 0 {
+		r.done.before("with PostgreSQL, install what brings these libraries, which it will load, or take them out of postgresql.auto.conf: %s", strings.Join(sortedNames(r.kept), ", "))
+	}
 	if len(needed) > 0 && !r.o.Live && len(r.libraries[preloads[0]]) == 0 {
 		r.done.warn("the WAL has records of resource managers that PostgreSQL itself has not (ids %s), and no library is known that brings them: recovery will stop there: take the extension's library into shared_preload_libraries, in the last lines of postgresql.auto.conf, before the start", numbers(needed))
 	}
