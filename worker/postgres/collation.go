@@ -197,7 +197,7 @@ func (r *restoration) missingLocales(ctx context.Context) {
 	}
 	for _, d := range r.o.Part.Databases {
 		for _, name := range []string{d.Collate, d.Ctype} {
-			if d.Provider == "b" || here[plainLocale(name)] {
+			if here[plainLocale(name)] {
 				continue
 			}
 			here[plainLocale(name)] = true
