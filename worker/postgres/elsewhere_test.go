@@ -73,6 +73,15 @@ func TestAnotherHost(t *testing.T) {
 			require.NoError(t, err, "%s: %s", c, out)
 		}
 	})
+	t.Run("in the original's place", func(t *testing.T) {
+		r, target := restoreWith(t, w, part, func(o *RestoreOptions) { o.Live = true })
+		require.Contains(t, r.Warnings[0], "--live")
+		stop := strings.Replace(r.StartCommand, " -w start", " -m immediate -w stop", 1)
+		t.Cleanup(func() { _ = exec.Command("sh", "-c", stop).Run() })
+		shell(t, "sh", "-c", r.StartCommand)
+		// It answers where the original did, as the original did.
+		require.Equal(t, target+"/data|211|4|off", p.Psql("select current_setting('data_directory') || '|' || current_setting('max_connections') || '|' || current_setting('max_logical_replication_workers') || '|' || current_setting('archive_mode')"))
+	})
 	t.Run("an older pgBackRest", func(t *testing.T) {
 		dir := place(t)
 		require.NoError(t, os.WriteFile(dir+"/pgbackrest", []byte("#!/bin/sh\necho pgBackRest 2.40\n"), 0o755))
