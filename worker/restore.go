@@ -23,6 +23,7 @@ type restoreFlags struct {
 	dir, target, bus string
 	only             []string
 	finalRetention   bool
+	live             bool
 }
 
 func restoreCommand(g *globals) *cobra.Command {
@@ -38,6 +39,10 @@ is written if anything is wrong with it, so every byte is read twice.
   DIR/files/…            the application's files by their absolute paths
   DIR/eventbus/topics/…  the records of the Event Bus as Kafka log segments
   DIR/set.json           the manifest: topics, consumer positions, access rules and all else
+
+The restored PostgreSQL is quiet: it is reached by its own socket only, archives nothing,
+and runs no worker of an extension or a subscription, until you take the marked lines out
+of its configuration. With --live it acts for the original as soon as it starts.
 
 SET is the path of a manifest or of an archive, or a set id with --dir. While DIR holds
 .restore, the restore is unfinished.
@@ -63,6 +68,7 @@ unless --final-retention is given: Kafka deletes at once what is older than a to
 	cmd.Flags().StringVar(&f.target, "target", "", "the directory to restore into: empty, or not there yet")
 	cmd.Flags().StringSliceVar(&f.only, "only", nil, "parts to restore: "+strings.Join(restore.AllParts, ", ")+" (default all that the set has)")
 	cmd.Flags().StringVar(&f.bus, "bus", "", "load the records into this bus: HOST:PORT,… or a YAML file")
+	cmd.Flags().BoolVar(&f.live, "live", false, "leave PostgreSQL's workers, libraries, ssl, log-in and addresses as they were: only where the original is gone for good")
 	cmd.Flags().BoolVar(&f.finalRetention, "final-retention", false, "give the loaded topics their own retention at once")
 	_ = cmd.MarkFlagDirname("target")
 	_ = cmd.RegisterFlagCompletionFunc("only", cobra.FixedCompletions(restore.AllParts, cobra.ShellCompDirectiveNoFileComp))
@@ -88,7 +94,7 @@ func restoreSet(ctx context.Context, g *globals, what string, f *restoreFlags) e
 	result := &restore.Result{Target: f.target, Parts: []string{}, Notes: []string{}, Warnings: []string{}, Next: []string{}}
 	s, err := openSet(ctx, g, what, f.dir)
 	if err == nil {
-		result, err = restore.Restore(ctx, s, restore.Options{Target: f.target, Only: f.only, Bus: bus, FinalRetention: f.finalRetention,
+		result, err = restore.Restore(ctx, s, restore.Options{Target: f.target, Only: f.only, Bus: bus, FinalRetention: f.finalRetention, Live: f.live,
 			Runner: backup.NewRunner(""), Phase: show.phase, Now: time.Now})
 	}
 	show.end()

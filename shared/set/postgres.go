@@ -38,6 +38,33 @@ type Postgres struct {
 	// (pg_control records them): max_connections, max_worker_processes, max_wal_senders,
 	// max_prepared_transactions, max_locks_per_transaction.
 	Limits map[string]int `json:"limits"`
+
+	// What follows came later; a set that lacks it does not say.
+
+	// Superuser is the role that initdb made.
+	Superuser string `json:"superuser,omitempty"`
+	// Preload is what the server loaded by itself: the values in force of
+	// shared_preload_libraries and session_preload_libraries, by these names.
+	Preload map[string]string `json:"preload,omitempty"`
+	// Subscriptions of logical replication, of all databases.
+	Subscriptions []Subscription `json:"subscriptions,omitempty"`
+	// Collations are the versions of the libraries that sort text.
+	Collations []Collation `json:"collations,omitempty"`
+}
+
+// Subscription is one that the cluster held.
+type Subscription struct {
+	Database string `json:"database"`
+	Name     string `json:"name"`
+}
+
+// Collation is the version of a library that sorts text. An index on text that was
+// made with another version may be wrong.
+type Collation struct {
+	Provider string `json:"provider"` // libc: the C library; icu: the library ICU itself
+	// Version of the C library as glibc says it (2.36), or the major version of ICU's
+	// libraries, as in libicui18n.so.72 (72).
+	Version string `json:"version"`
 }
 
 // WALFile is one WAL segment as it is stored.
@@ -54,6 +81,10 @@ type Database struct {
 	Name     string `json:"name"`
 	Encoding string `json:"encoding"`
 	Size     int64  `json:"size"`
+	// Locale of the database; absent in older sets.
+	Provider string `json:"locale_provider,omitempty"` // c (libc), i (ICU), b (builtin)
+	Collate  string `json:"collate,omitempty"`         // as the operating system names it
+	Ctype    string `json:"ctype,omitempty"`
 }
 
 // Tablespace is a tablespace outside the data directory.

@@ -10,6 +10,7 @@ import (
 
 	"catalog-backup/shared/lab"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/postgres/pgconf"
 )
 
 // rich fills a cluster with what a backup must bring back.
@@ -127,8 +128,8 @@ func requireInside(t testing.TB, target string) {
 		content, err := os.ReadFile(filepath.Join(target, "data", name))
 		require.NoError(t, err)
 		for _, line := range strings.Split(string(content), "\n") {
-			if n, v, ok := settingOf(line); ok && strings.HasPrefix(v, "/") {
-				require.True(t, strings.HasPrefix(v, target), "%s: %s = %s", name, n, v)
+			if l := pgconf.Parse(line); strings.HasPrefix(l.Value, "/") {
+				require.True(t, strings.HasPrefix(l.Value, target), "%s: %s = %s", name, l.Name, l.Value)
 			}
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/postgres/pgconf"
 	"catalog-backup/worker/stage"
 )
 
@@ -147,53 +148,20 @@ func (s *configSearch) lists(path, line string) {
 
 // includeOf gives an include directive and its argument, or "".
 func includeOf(line string) (directive, target string) {
-	name, value, ok := settingOf(line)
-	if !ok {
-		return "", ""
+	l := pgconf.Parse(line)
+	if l.Kind == pgconf.Invalid { // pg_hba.conf has quotes of its own
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			return "", ""
+		}
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), words[0])
+		l.Name, l.Value = strings.ToLower(words[0]), strings.Trim(strings.TrimSpace(rest), `"`)
 	}
-	switch name {
+	switch l.Name {
 	case "include", "include_if_exists", "include_dir":
-		return name, value
+		return l.Name, l.Value
 	}
 	return "", ""
-}
-
-// settingOf reads one line of postgresql.conf: name, optional =, value in quotes
-// or bare, comment (PostgreSQL, src/backend/utils/misc/guc-file.l).
-func settingOf(line string) (name, value string, ok bool) {
-	line = strings.TrimSpace(line)
-	end := strings.IndexFunc(line, func(r rune) bool {
-		return r != '_' && r != '.' && r != '$' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r < 0x80
-	})
-	if end <= 0 {
-		return "", "", false
-	}
-	name = strings.ToLower(line[:end])
-	rest := strings.TrimLeft(line[end:], " \t")
-	if after, cut := strings.CutPrefix(rest, "="); cut {
-		rest = strings.TrimLeft(after, " \t")
-	}
-	if !strings.HasPrefix(rest, "'") {
-		rest, _, _ = strings.Cut(rest, "#")
-		value, _, _ = strings.Cut(strings.TrimSpace(rest), " ")
-		return name, strings.TrimSpace(value), true
-	}
-	var b strings.Builder
-	for i := 1; i < len(rest); i++ {
-		switch c := rest[i]; {
-		case c == '\\' && i+1 < len(rest):
-			i++
-			b.WriteByte(rest[i])
-		case c == '\'' && i+1 < len(rest) && rest[i+1] == '\'':
-			i++
-			b.WriteByte('\'')
-		case c == '\'':
-			return name, b.String(), true
-		default:
-			b.WriteByte(c)
-		}
-	}
-	return name, b.String(), true
 }
 
 // copyConfig copies the configuration files into dir by their absolute paths

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -166,8 +167,9 @@ func restore(t testing.TB, w Work, part *set.Postgres) (*Restored, string) {
 	return r, target
 }
 
-// start runs the printed start command and waits until the server is promoted.
-func start(t testing.TB, r *Restored, port int) *server {
+// start runs the printed start command and waits until the server is promoted. The
+// original's port does not matter: a restored server's is quietPort.
+func start(t testing.TB, r *Restored, _ int) *server {
 	t.Helper()
 	bin, err := lab.PGBinDir()
 	require.NoError(t, err)
@@ -181,9 +183,11 @@ func start(t testing.TB, r *Restored, port int) *server {
 		log, _ := os.ReadFile(filepath.Join(filepath.Dir(r.DataDir), "server.log"))
 		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
 	}
-	s := &server{t: t, socket: socket, port: fmt.Sprint(port), bin: bin, data: r.DataDir}
+	s := &server{t: t, socket: socket, port: fmt.Sprint(quietPort), bin: bin, data: r.DataDir}
 	if _, err := os.Stat(socket); err != nil {
-		s.socket = "/tmp"
+		require.Regexp(t, ` -h /tmp/restored-\d+ `, r.Psql)
+		s.socket = regexp.MustCompile(`/tmp/restored-\d+`).FindString(r.Psql)
+		t.Cleanup(func() { _ = os.RemoveAll(s.socket) })
 	}
 	require.Eventually(t, func() bool { return s.query("postgres", "select pg_is_in_recovery()") == "f" }, 20*time.Second, 50*time.Millisecond)
 	return s

@@ -221,6 +221,9 @@ func TestRestoreRefuses(t *testing.T) {
 	require.NoError(t, os.WriteFile(target+"/x", nil, 0o600))
 	permanentWith(t, try(func(*RestoreOptions) {}), "not empty")
 	require.NoError(t, os.Remove(target+"/x"))
+	for _, c := range []string{"$(id)", "`id`", `a"b`, "a'b", `a\b`} {
+		permanentWith(t, try(func(o *RestoreOptions) { o.Target += c }), "without quotes")
+	}
 	permanentWith(t, try(func(o *RestoreOptions) { o.PgBackRest = "/nowhere" }), "apt-get install")
 	permanentWith(t, try(func(o *RestoreOptions) { other := *part; other.SystemIdentifier = "1"; o.Part = &other }), "another backup")
 	permanentWith(t, try(func(o *RestoreOptions) { other := *part; other.Label = "../x"; o.Part = &other }), "none of ours")

@@ -115,7 +115,13 @@ type Facts struct {
 	Databases   []set.Database
 	Tablespaces []set.Tablespace
 	Limits      map[string]int
-	Config      []set.ConfigFile // outside the data directory; Size and SHA256 are filled by Backup
+
+	Superuser     string // the role that initdb made
+	Preload       map[string]string
+	Subscriptions []set.Subscription
+	Collations    []set.Collation
+
+	Config []set.ConfigFile // outside the data directory; Size and SHA256 are filled by Backup
 
 	PgBackRest        string // program
 	PgBackRestVersion string

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -27,14 +26,22 @@ type RestoreOptions struct {
 	ConfigFrom string // the unpacked configuration (what lay under set.PostgresConfig); "" = none
 	PgBackRest string // program; "" = looked up
 	Processes  int    // 0 = the machine's cores
-	Runner     Runner
-	Progress   stage.Progress // nil = none
+	// Live leaves workers, libraries, ssl, log-in and listening as they were: the
+	// restored server acts for the original as soon as it starts.
+	Live bool
+	// Installations are directories in which the server's programs may be; nil =
+	// where packages put them.
+	Installations []string
+	Memory        int64 // of this host, in bytes; 0 = looked up
+	Runner        Runner
+	Progress      stage.Progress // nil = none
 }
 
 // Restored is a cluster that starts by itself and refers to nothing outside Target.
 type Restored struct {
 	DataDir      string
 	StartCommand string   // for a shell, as the account that restored
+	Psql         string   // for a shell: asks the started server; "" with Live
 	Before       []string // what a person has to do before the start command, in order
 	Warnings     []string // what may keep the server from being what was backed up
 	Notes        []string // what was changed or is missing, for people
@@ -68,11 +75,11 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if o.Progress == nil {
 		o.Progress = stage.NoProgress{}
 	}
-	r := &restoration{o: o, done: &Restored{DataDir: filepath.Join(o.Target, "data")}}
+	r := &restoration{o: o, done: &Restored{DataDir: filepath.Join(o.Target, "data")}, values: map[string]string{}, refused: map[string]bool{}, retiredIn: map[string][]string{}}
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{r.readHistory, r.unpack, r.bringWAL, r.bringConfig, r.configure, r.hand} {
+	for _, step := range []func(context.Context) error{r.readHistory, r.findServer, r.unpack, r.bringWAL, r.bringConfig, r.configure, r.hand} {
 		if stop := ended(ctx, "restore PostgreSQL"); stop != nil {
 			return nil, stop
 		}
@@ -80,7 +87,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 			return nil, noSpace(err)
 		}
 	}
-	r.startCommand()
+	r.steps()
 	return r.done, nil
 }
 
@@ -93,6 +100,20 @@ type restoration struct {
 	history  *walHistory // of the WAL that the backup needs
 	scratch  string
 	bin      string // directory of the server's programs, "" if not here
+	programs string // where they will be once they are installed
+
+	control   map[string]string   // what pg_controldata says; nil if it is not here
+	socketDir string              // that the restored server listens in; "" with Live
+	values    map[string]string   // settings of the original's files, the last of each
+	refused   map[string]bool     // settings that this host's server does not take
+	libraries map[string][]string // that stay, by setting
+	kept      map[string]bool     // the same, in one
+	ownLines  string              // postgresql.auto.conf without our block
+
+	seen        map[string]bool // configuration files that were gone through
+	files       []string        // of those, the ones with lines out of force
+	retiredIn   map[string][]string
+	saidBuffers bool
 }
 
 func (r *restoration) prepare() error {
@@ -101,8 +122,9 @@ func (r *restoration) prepare() error {
 	switch {
 	case o.Runner == nil || p == nil:
 		return stage.Permanentf("restore PostgreSQL: no runner or no manifest was given: this is a fault of the program")
-	case !filepath.IsAbs(o.Target) || !plainPath(o.Target) || strings.ContainsAny(o.Target, "'"):
-		return stage.Permanentf("restore PostgreSQL: the target %q must be a plain absolute path without quotes", o.Target)
+	case !filepath.IsAbs(o.Target) || !plainPath(o.Target) || strings.ContainsAny(o.Target, "'\"`$\\"):
+		// pg_ctl hands the path to a shell, between double quotes.
+		return stage.Permanentf("restore PostgreSQL: the target %q must be a plain absolute path without quotes, backslashes and dollar signs", o.Target)
 	case !filepath.IsAbs(o.Repo) || !plainPath(o.Repo):
 		return stage.Permanentf("restore PostgreSQL: the repository %q must be a plain absolute path", o.Repo)
 	case !validLabel(p.Label) || p.Stanza != Stanza:
@@ -180,6 +202,14 @@ func targetOwner(target string) (account, error) {
 // "none" leaves them to us.
 func (r *restoration) unpack(ctx context.Context) error {
 	o := r.o
+	t := &tool{path: r.path, runner: o.Runner, env: childEnv("")}
+	_, have, err := t.version(ctx)
+	if err == nil {
+		err = checkVersion(have, r.major())
+	}
+	if err != nil {
+		return fmt.Errorf("restore PostgreSQL: %w", err)
+	}
 	r.scratch = filepath.Join(o.Target, ".restore")
 	defer os.RemoveAll(r.scratch)
 	dirs := []string{r.scratch, r.done.DataDir}
@@ -206,9 +236,7 @@ func (r *restoration) unpack(ctx context.Context) error {
 		return fmt.Errorf("restore PostgreSQL: %w", err)
 	}
 	o.Progress.Total(r.manifest.size)
-	t := &tool{path: r.path, runner: o.Runner, env: childEnv("")}
-	_, err := t.run(ctx, r.follow, "restore", append(args, "restore")...)
-	if err != nil {
+	if _, err := t.run(ctx, r.follow, "restore", append(args, "restore")...); err != nil {
 		return restoreError(err, o.Target)
 	}
 	o.Progress.Done(r.manifest.size)
@@ -339,51 +367,4 @@ func (r *restoration) hand(context.Context) error {
 		return fmt.Errorf("give the restored files to %s: %w", r.owner.name, err)
 	}
 	return nil
-}
-
-// serverBin looks for the programs of the backup's major version.
-func serverBin(major int) string {
-	dirs := []string{
-		fmt.Sprintf("/usr/lib/postgresql/%d/bin", major), fmt.Sprintf("/usr/pgsql-%d/bin", major),
-		fmt.Sprintf("/usr/lib/postgresql%d/bin", major), "/usr/local/pgsql/bin",
-	}
-	if p, err := exec.LookPath("pg_ctl"); err == nil {
-		dirs = append(dirs, filepath.Dir(p))
-	}
-	for _, dir := range dirs {
-		out, err := exec.Command(filepath.Join(dir, "pg_ctl"), "--version").Output()
-		if err != nil {
-			continue
-		}
-		words := strings.Fields(string(out))
-		if len(words) >= 3 && (words[2] == strconv.Itoa(major) || strings.HasPrefix(words[2], strconv.Itoa(major)+".")) {
-			return dir
-		}
-	}
-	return ""
-}
-
-func (r *restoration) startCommand() {
-	major := r.o.Part.ServerVersionNum / 10000
-	ctl := "pg_ctl"
-	if r.bin != "" {
-		ctl = filepath.Join(r.bin, "pg_ctl")
-	} else {
-		r.done.note("PostgreSQL %d is not installed here: install it to start the restored server, and take its pg_ctl in the start command", major)
-	}
-	// Recovery may take longer than pg_ctl's own 60 s.
-	command := fmt.Sprintf("%s -D %s -l %s -t 86400 -w start", shellQuote(ctl), shellQuote(r.done.DataDir), shellQuote(filepath.Join(r.o.Target, "server.log")))
-	if asRoot() {
-		command = fmt.Sprintf("runuser -u %s -- %s", shellQuote(r.owner.name), command)
-	}
-	r.done.StartCommand = command
-}
-
-func shellQuote(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("/._-+:@,%", r)
-	}) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

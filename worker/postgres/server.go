@@ -35,7 +35,10 @@ func (f *Facts) readServer(ctx context.Context, c *pgx.Conn, cfg *pgx.ConnConfig
 	if err := f.readSettings(ctx, c); err != nil {
 		return err
 	}
-	return f.readContents(ctx, c)
+	if err := f.readContents(ctx, c); err != nil {
+		return err
+	}
+	return f.readOrigin(ctx, c)
 }
 
 func (f *Facts) readIdentity(ctx context.Context, c *pgx.Conn) error {
@@ -130,6 +133,8 @@ func (f *Facts) readSettings(ctx context.Context, c *pgx.Conn) error {
 	if !validSegmentSize(f.WALSegmentSize) {
 		return stage.Permanentf("the server says a WAL segment size of %d bytes, which is none: is it a PostgreSQL of its own kind?", f.WALSegmentSize)
 	}
+	// The same as in pg_control: the server writes them there at its start, and they
+	// cannot change while it runs.
 	f.Limits = map[string]int{}
 	rows, err := c.Query(ctx, `select name, setting::int from pg_settings where name in
 		('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')`)
@@ -162,13 +167,17 @@ func (f *Facts) findSocket(list string) error {
 }
 
 func (f *Facts) readContents(ctx context.Context, c *pgx.Conn) error {
-	rows, err := c.Query(ctx, `select oid, datname, pg_encoding_to_char(encoding), coalesce(pg_database_size(oid), 0) from pg_database order by oid`)
+	provider := "'c'"
+	if f.VersionNum >= 150000 {
+		provider = "datlocprovider::text"
+	}
+	rows, err := c.Query(ctx, `select oid, datname, pg_encoding_to_char(encoding), coalesce(pg_database_size(oid), 0), `+provider+`, coalesce(datcollate::text, ''), coalesce(datctype::text, '') from pg_database order by oid`)
 	if err != nil {
 		return queryError(ctx, "the databases", err)
 	}
 	f.Databases = nil
 	var d set.Database
-	if _, err = pgx.ForEachRow(rows, []any{&d.OID, &d.Name, &d.Encoding, &d.Size}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&d.OID, &d.Name, &d.Encoding, &d.Size, &d.Provider, &d.Collate, &d.Ctype}, func() error {
 		f.Databases = append(f.Databases, d)
 		return nil
 	}); err != nil {

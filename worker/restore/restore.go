@@ -33,6 +33,7 @@ type Options struct {
 	Only           []string          // parts; none = all that the set has
 	Bus            *eventbus.Options // the bus that the records are loaded into; nil = none
 	FinalRetention bool              // give the loaded topics their own retention at once
+	Live           bool              // PostgreSQL acts as the original did: see postgres.RestoreOptions
 	Runner         postgres.Runner   // of pgBackRest
 	PgBackRest     string            // program; "" = looked up
 	// Phase is told when another phase begins, and gives what shows its progress.
@@ -62,6 +63,8 @@ type Server struct {
 	Start         string `json:"start"` // command for a shell
 	// Before is what has to be done before the start command, in order.
 	Before []string `json:"before"`
+	// Psql is a command for a shell that asks the started server; "" with Live.
+	Psql string `json:"psql"`
 }
 
 // Loaded is what came into a bus.
@@ -226,11 +229,11 @@ func (j *job) postgres(ctx context.Context) error {
 		}
 	}
 	done, err := postgres.Restore(ctx, postgres.RestoreOptions{Part: j.s.Manifest.Postgres, Repo: filepath.Join(j.staging(), "repo"), Target: dir,
-		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Runner: j.o.Runner, Progress: j.o.Phase("postgres")})
+		ConfigFrom: filepath.Join(j.staging(), "config"), PgBackRest: j.o.PgBackRest, Live: j.o.Live, Runner: j.o.Runner, Progress: j.o.Phase("postgres")})
 	if err != nil {
 		return err
 	}
-	j.result.Postgres = &Server{DataDirectory: done.DataDir, Start: done.StartCommand, Before: append([]string{}, done.Before...)}
+	j.result.Postgres = &Server{DataDirectory: done.DataDir, Start: done.StartCommand, Before: append([]string{}, done.Before...), Psql: done.Psql}
 	j.result.Warnings = append(j.result.Warnings, done.Warnings...)
 	j.result.Notes = append(j.result.Notes, done.Notes...)
 	return nil
@@ -258,6 +261,9 @@ func (j *job) nextSteps() {
 			next("%s", step)
 		}
 		next("start PostgreSQL: %s", p.Start)
+		if p.Psql != "" {
+			next("look at it: %s", p.Psql)
+		}
 		next("the catalog's jobs and notifications may act for the original: keep the restored server away from the network until it is meant to take over")
 	}
 	if j.wants(FilesPart) {

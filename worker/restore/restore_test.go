@@ -71,7 +71,7 @@ func serve(t testing.TB, v printed) func(sql string) string {
 	ask := func(sql string) string {
 		t.Helper()
 		cmd := exec.Command(filepath.Join(bin, "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", filepath.Join(v.Target, "postgres/socket"),
-			"-p", strconv.Itoa(source.pg.Port), "-U", "postgres", "-d", "postgres", "-c", sql)
+			"-p", "5432", "-U", "postgres", "-d", "postgres", "-c", sql)
 		cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin"}
 		if as != nil {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}

@@ -109,7 +109,9 @@ func (j *job) resolveTarget() error {
 		have, rest = filepath.Dir(have), filepath.Join(filepath.Base(have), rest)
 	}
 	j.o.Target, j.result.Target = abs, abs
-	if strings.ContainsFunc(abs, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\'' || r == '"' || r == '\\' }) {
+	if strings.ContainsFunc(abs, func(r rune) bool {
+		return r < ' ' || r == 0x7f || r == '\'' || r == '"' || r == '\\' || r == '$' || r == '`'
+	}) {
 		return j.refuse(ErrUsage, "the target %q has characters that PostgreSQL's and pgBackRest's configuration do not take; choose a plain path", abs)
 	}
 	return nil

@@ -258,7 +258,7 @@ func (d *demo) restore(ctx context.Context) error {
 func (d *demo) startRestored(ctx context.Context) error {
 	// Nothing but -D: that it then serves, on this socket alone, is part of the promise.
 	sockets := d.path("restored", "postgres", "socket")
-	d.restored = postgres{fmt.Sprintf("host=%s port=%s user=postgres dbname=postgres", sockets, d.source.port), sockets, d.source.port, d.source.bin}
+	d.restored = postgres{fmt.Sprintf("host=%s port=%s user=postgres dbname=postgres", sockets, "5432"), sockets, "5432", d.source.bin}
 	cred, err := lab.PostgresUser()
 	if err != nil {
 		return err
