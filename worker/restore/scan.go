@@ -32,9 +32,10 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
-	silent bool // behind a damage: what is missing is counted, not listed
-	unread int
+	silent bool           // behind a damage: what is missing is counted, not listed
+	unread map[string]int // by part
 	damage []Damage
+	kept   map[Damage]int // how many of a kind are in damage
 	total  int
 	sum    archive.Sum
 	need   need
@@ -52,18 +53,23 @@ func (n *need) add(m need) {
 }
 
 func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Progress) *scan {
-	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker()}
+	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(),
+		unread: map[string]int{}, kept: map[Damage]int{}}
 }
 
-// bad adds a finding.
+// bad adds a finding about an entry, or about the archive itself.
 func (x *scan) bad(entry, format string, args ...any) {
-	x.add(Damage{Entry: entry, Problem: fmt.Sprintf(format, args...)})
+	x.add(Damage{Part: partOf(entry), Entry: entry, Problem: fmt.Sprintf(format, args...)})
 }
 
+// add keeps a finding. Each part has its own bound, and so have those that forbid a
+// restore: a flood of one kind must not hide that there is another.
 func (x *scan) add(d Damage) {
 	d.Archive = x.name
 	x.total++
-	if len(x.damage) < maxDamage {
+	kind := Damage{Part: d.Part, Restorable: d.Restorable}
+	if x.kept[kind] < maxDamage {
+		x.kept[kind]++
 		x.damage = append(x.damage, d)
 	}
 }
@@ -72,7 +78,7 @@ func (x *scan) add(d Damage) {
 func (x *scan) reportOf(part string) func(set.Damage) {
 	return func(d set.Damage) {
 		if x.silent {
-			x.unread++
+			x.unread[part]++
 			return
 		}
 		x.add(Damage{Part: part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
@@ -228,8 +234,10 @@ func (x *scan) finish(broken bool) error {
 	if x.bus != nil {
 		errs = append(errs, x.bus.Finish())
 	}
-	if x.unread > 0 {
-		x.bad(x.name, "what comes behind that place could not be read: %d entries or parts of the set could not be checked", x.unread)
+	for _, part := range AllParts {
+		if n := x.unread[part]; n > 0 {
+			x.add(Damage{Part: part, Entry: x.name, Problem: fmt.Sprintf("what comes behind that place could not be read: %d entries or pieces of %s could not be checked", n, part)})
+		}
 	}
 	if x.copies == 0 && !broken {
 		x.bad(set.ManifestCopy, "it is missing")
