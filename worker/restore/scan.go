@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -32,8 +33,9 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
-	silent bool           // behind a damage: what is missing is counted, not listed
-	unread map[string]int // by part
+	differ []Damage // what the manifest's copy says otherwise
+	breaks int      // of the archive's file
+	before int      // breaks when the manifest's copy came
 	damage []Damage
 	kept   map[Damage]int // how many of a kind are in damage
 	total  int
@@ -53,8 +55,7 @@ func (n *need) add(m need) {
 }
 
 func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Progress) *scan {
-	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(),
-		unread: map[string]int{}, kept: map[Damage]int{}}
+	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(), kept: map[Damage]int{}}
 }
 
 // bad adds a finding about an entry, or about the archive itself.
@@ -77,17 +78,18 @@ func (x *scan) add(d Damage) {
 // reportOf takes the findings of one part's verifier.
 func (x *scan) reportOf(part string) func(set.Damage) {
 	return func(d set.Damage) {
-		if x.silent {
-			x.unread[part]++
-			return
-		}
 		x.add(Damage{Part: part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
 }
 
-// run reads the archive to its last byte. Its error is one that is no damage.
+// run reads the archive to its last byte, over what is damaged. Its error is one that is
+// no damage.
 func (x *scan) run() (err error) {
-	if x.r, err = archive.Open(x.path); err != nil {
+	if !regularFile(x.path) {
+		x.bad(x.name, "it is not a regular file")
+		return nil
+	}
+	if x.r, err = archive.OpenSalvage(x.path, archive.Salvage{Fits: fits(x.kind), Damage: x.broken}); err != nil {
 		return err
 	}
 	defer x.r.Close()
@@ -101,27 +103,56 @@ func (x *scan) run() (err error) {
 		if h, err = x.r.Next(); err == nil {
 			err = x.entry(h)
 		}
+		if isDamage(err) {
+			err = nil // of this entry, and told
+		}
 		x.body.tell()
 	}
-	broken := x.broken(err)
-	if err != io.EOF && !broken {
+	if err != io.EOF {
 		return err
 	}
-	if x.sum, err = x.r.Finish(); err != nil && !broken && !x.broken(err) {
+	if x.sum, err = x.r.Finish(); err != nil {
 		return err
 	}
 	x.body.tell()
-	return x.finish(broken)
+	return x.finish()
 }
 
-// broken reports damage of the archive itself, behind which nothing can be read.
-func (x *scan) broken(err error) bool {
+func regularFile(path string) bool {
+	st, err := os.Stat(path)
+	return err != nil || st.Mode().IsRegular()
+}
+
+func isDamage(err error) bool {
 	var d *archive.DamageError
-	if !errors.As(err, &d) {
-		return false
+	return errors.As(err, &d)
+}
+
+// broken reports damage of the archive's file. Where it is within an entry, that is lost;
+// what is lost between entries is missed by its part.
+func (x *scan) broken(entry string, d *archive.DamageError) {
+	x.breaks++
+	if entry == "" {
+		entry = x.name
 	}
-	x.bad(x.name, "%s", inWords(d))
-	return true
+	x.bad(entry, "%s", inWords(d))
+}
+
+// fits tells what an archive of this kind may hold behind a break. The verifier of a part
+// misses what is left out here. A file's extended attributes would be lost with an
+// extended header, and nothing would miss them.
+func fits(kind string) func(*archive.Header, bool) bool {
+	return func(h *archive.Header, unsure bool) bool {
+		switch partOf(h.Name) {
+		case FilesPart:
+			return kind == set.MainArchive && !unsure
+		case PostgresPart:
+			return kind == set.MainArchive
+		case EventBusPart:
+			return kind == set.EventBusArchive
+		}
+		return h.Name == set.ManifestCopy
+	}
 }
 
 func (x *scan) verifiers() {
@@ -209,22 +240,33 @@ func (x *scan) manifestCopy(h *archive.Header) error {
 		x.bad(h.Name, "it has %d bytes, the manifest itself %d", h.Size, x.set.text.size)
 		return nil
 	}
+	x.before = x.breaks
 	body := &watched{r: x.body}
-	problem := differs(x.set.text.open(), body)
+	found := differs(x.set.text.open(), body)
 	if body.err != nil {
 		return body.err
 	}
-	if problem != "" {
-		x.bad(h.Name, "%s", problem)
+	for _, d := range found {
+		x.differ = append(x.differ, Damage{Part: d.part, Entry: h.Name, Problem: d.problem})
 	}
 	return nil
 }
 
-// finish reports what never came by, and the file's size and hash. What lies behind
-// the place where an archive is broken is said in one line.
-func (x *scan) finish(broken bool) error {
+// copyDiffers reports where the manifest and its copy differ. It is the part that is in
+// doubt there, but where the archive is damaged at the copy: then it is the copy.
+func (x *scan) copyDiffers() {
+	for _, d := range x.differ {
+		if x.breaks > x.before {
+			d.Part = ""
+		}
+		x.add(d)
+	}
+}
+
+// finish reports what never came by, and the file's size and hash.
+func (x *scan) finish() error {
 	var errs []error
-	x.silent = broken
+	x.copyDiffers()
 	if x.pg != nil {
 		errs = append(errs, x.pg.Finish())
 	}
@@ -234,12 +276,7 @@ func (x *scan) finish(broken bool) error {
 	if x.bus != nil {
 		errs = append(errs, x.bus.Finish())
 	}
-	for _, part := range AllParts {
-		if n := x.unread[part]; n > 0 {
-			x.add(Damage{Part: part, Entry: x.name, Problem: fmt.Sprintf("what comes behind that place could not be read: %d entries or pieces of %s could not be checked", n, part)})
-		}
-	}
-	if x.copies == 0 && !broken {
+	if x.copies == 0 {
 		x.bad(set.ManifestCopy, "it is missing")
 	}
 	if x.set.copied {
