@@ -12,8 +12,9 @@ type hunt struct {
 	r *Reader
 	w []byte // bytes that were read and not yet ruled out
 
-	zeros bool // nothing but zeros since the break
-	run   int  // how many zeros come before w
+	zeros  bool // nothing but zeros since the break
+	run    int  // how many zeros come before w
+	unsure bool // an extended header of the one that was found may be lost
 }
 
 // ustar stands at magicAt in every header that this program writes.
@@ -81,13 +82,13 @@ func (x *hunt) try(extended bool) (*Header, error) {
 	// A header comes in one gzip member with its extended ones. So none is lost where only
 	// the padding of the entry before comes first, or a block of zeros, which ends no
 	// extended header.
-	unsure := !extended && !x.zeros && x.run < blockSize
+	x.unsure = !extended && !x.zeros && x.run < blockSize
 	var read []byte
 	x.m.pushed = append(x.w, x.m.pushed...)
 	x.w, x.m.record = nil, &read
 	h, err := x.r.header()
 	x.m.record = nil
-	if err == nil && x.m.s.Fits(h, unsure) {
+	if err == nil && x.m.s.Fits(h) {
 		return h, nil
 	}
 	x.r.body, x.r.pad, x.r.holes = 0, 0, nil
@@ -95,9 +96,7 @@ func (x *hunt) try(extended bool) (*Header, error) {
 	if err != nil && !errors.As(err, &d) && err != io.EOF {
 		return nil, err
 	}
-	if x.m.broken { // in the middle of the header
-		x.m.broken, x.m.lost = false, d
-	}
+	x.m.putBack(nil, err)
 	x.w = read
 	return nil, nil
 }

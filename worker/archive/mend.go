@@ -10,9 +10,11 @@ import (
 // Salvage says how a damaged archive is read on.
 type Salvage struct {
 	// Fits tells whether an entry that was found behind a break can be one of the archive:
-	// what lies there may also be the inside of a file. unsure says that an extended header
-	// before it may be lost, and extended attributes with it.
-	Fits func(h *Header, unsure bool) bool
+	// what lies there may also be the inside of a file.
+	Fits func(h *Header) bool
+	// Bare tells whether an entry is of use though an extended header of it may be lost, and
+	// extended attributes with it. Others are told as damage and left out.
+	Bare func(h *Header) bool
 	// Damage is told what is wrong: with the content or the attributes of an entry, or with
 	// what lies between entries (""). May be nil.
 	Damage func(entry string, d *DamageError)
@@ -33,6 +35,7 @@ type mending struct {
 	pushed []byte       // plain bytes to read before the rest
 	lost   *DamageError // a break that follows after pushed
 	record *[]byte      // what is read is kept here too
+	read   []byte       // of a header
 
 	hunting bool  // for the next header; the damage is told
 	broken  bool  // what is read next follows after a break
@@ -126,33 +129,60 @@ func (m *mending) broke(r *Reader, entry string, err error) bool {
 }
 
 func (m *mending) next(r *Reader) (*Header, error) {
-	if !m.hunting {
-		within := ""
-		if r.body > 0 {
-			within = r.cur.Name
-		}
-		err := r.skip()
-		if err == nil {
-			within = ""
-			var h *Header
-			if h, err = r.header(); err == nil {
+	for {
+		if !m.hunting {
+			h, within, err := m.following(r)
+			if err == nil {
 				m.taken(r, h)
 				return h, nil
 			}
+			if !m.broke(r, within, err) {
+				return nil, err
+			}
 		}
-		if err == io.EOF {
-			err = m.trailing(r)
-		}
-		if !m.broke(r, within, err) {
+		x := &hunt{m: m, r: r, zeros: m.broken}
+		h, err := x.find()
+		if err != nil {
 			return nil, err
 		}
-	}
-	h, err := (&hunt{m: m, r: r, zeros: m.broken}).find()
-	if err == nil {
 		m.hunting = false
-		m.taken(r, h)
+		if !x.unsure || m.s.Bare(h) {
+			m.taken(r, h)
+			return h, nil
+		}
+		r.cur = h
+		m.tell(h.Name, &DamageError{r.u.path, r.u.offset.Load(), "what comes before it is lost, and extended attributes of it may be", nil})
 	}
-	return h, err
+}
+
+// following reads the header that comes next; within names the entry whose content is not
+// whole.
+func (m *mending) following(r *Reader) (h *Header, within string, err error) {
+	if r.body > 0 {
+		within = r.cur.Name
+	}
+	if err = r.skip(); err != nil {
+		return nil, within, err
+	}
+	m.read = m.read[:0]
+	m.record = &m.read
+	h, err = r.header()
+	m.record = nil
+	if err == io.EOF {
+		err = m.trailing(r)
+	} else if err != nil {
+		m.putBack(m.read[min(1, len(m.read)):], err) // another header may begin in what was none
+	}
+	return h, "", err
+}
+
+// putBack has b read again, and then the break that ended it, if it was one.
+func (m *mending) putBack(b []byte, err error) {
+	m.pushed = append(bytes.Clone(b), m.pushed...)
+	if m.broken {
+		m.broken = false
+		errors.As(err, &m.lost)
+	}
 }
 
 // trailing reads what follows after the tar's trailer: io.EOF, if it is the end.
@@ -161,7 +191,7 @@ func (m *mending) trailing(r *Reader) error {
 	for {
 		n, err := m.raw(r, buf)
 		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
-			m.pushed = append(bytes.Clone(buf[:n]), m.pushed...)
+			m.putBack(buf[:n], nil)
 			return r.damage("bytes follow after the tar trailer", nil)
 		}
 		if err != nil {

@@ -20,6 +20,9 @@ var memberHead = []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0}
 
 const memberHeadSize = 10
 
+// plainHead stands for a header that is damaged.
+var plainHead = append(bytes.Clone(memberHead), 0, 255)
+
 // patience bounds how many bytes of the file are decompressed in search of a member, in
 // sizes of the file: a file made for it could be tried for ever.
 const patience = 4
@@ -45,7 +48,7 @@ func (u *unpacker) resume(at int64, err error, out *outlet) error {
 			if err = out.mark(u.classify(err), false); err != nil {
 				return err
 			}
-			failed, terr := try(at, append(bytes.Clone(memberHead), 0, 255))
+			failed, terr := try(at, plainHead)
 			if terr == nil || failed != at {
 				at, err = failed, terr
 				continue
@@ -58,6 +61,16 @@ func (u *unpacker) resume(at int64, err error, out *outlet) error {
 		if err = out.mark(u.classify(err), true); err != nil {
 			return err
 		}
+		if u.oddFlags(at) { // they may have made it skip what is no name or comment
+			failed, terr := try(at, plainHead)
+			if terr == nil || failed != at {
+				at, err = failed, terr
+				continue
+			}
+			if terr == errQuit || isReadError(terr) {
+				return terr
+			}
+		}
 		found, ferr := u.nextMember(at+1, size)
 		if ferr != nil || found < 0 || left < 0 {
 			return ferr
@@ -65,6 +78,13 @@ func (u *unpacker) resume(at int64, err error, out *outlet) error {
 		at, err = try(found, nil)
 	}
 	return nil
+}
+
+// oddFlags tells whether the member at byte at has flags, as no member of ours has.
+func (u *unpacker) oddFlags(at int64) bool {
+	var head [4]byte
+	_, err := u.file.ReadAt(head[:], at)
+	return err == nil && bytes.Equal(head[:3], memberHead[:3]) && head[3] != 0
 }
 
 // nextMember finds bytes that look like the header of one of our members; -1 for none.

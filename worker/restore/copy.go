@@ -28,7 +28,7 @@ type prefixes struct{ main, bus bool }
 func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 	var seen prefixes
 	var first *archive.DamageError // what the copy may be missing for
-	r, err := archive.OpenSalvage(path, archive.Salvage{Fits: fitsAny, Damage: func(_ string, d *archive.DamageError) { first = cmp.Or(first, d) }})
+	r, err := archive.OpenSalvage(path, salvage("", func(_ string, d *archive.DamageError) { first = cmp.Or(first, d) }))
 	if err != nil {
 		return nil, seen, err
 	}
@@ -72,11 +72,6 @@ func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 		seen.main = seen.main || under(h.Name, set.PostgresRepo) || under(h.Name, set.PostgresConfig) || under(h.Name, set.FilesPrefix)
 		seen.bus = seen.bus || under(h.Name, set.EventBusPrefix)
 	}
-}
-
-// fitsAny is fits of an archive whose kind is not known yet.
-func fitsAny(h *archive.Header, _ bool) bool {
-	return partOf(h.Name) != "" || h.Name == set.ManifestCopy
 }
 
 // under tells whether an entry is the directory prefix or lies in it.

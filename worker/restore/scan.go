@@ -89,7 +89,7 @@ func (x *scan) run() (err error) {
 		x.bad(x.name, "it is not a regular file")
 		return nil
 	}
-	if x.r, err = archive.OpenSalvage(x.path, archive.Salvage{Fits: fits(x.kind), Damage: x.broken}); err != nil {
+	if x.r, err = archive.OpenSalvage(x.path, salvage(x.kind, x.broken)); err != nil {
 		return err
 	}
 	defer x.r.Close()
@@ -138,21 +138,19 @@ func (x *scan) broken(entry string, d *archive.DamageError) {
 	x.bad(entry, "%s", inWords(d))
 }
 
-// fits tells what an archive of this kind may hold behind a break. The verifier of a part
-// misses what is left out here. A file's extended attributes would be lost with an
-// extended header, and nothing would miss them.
-func fits(kind string) func(*archive.Header, bool) bool {
-	return func(h *archive.Header, unsure bool) bool {
-		switch partOf(h.Name) {
-		case FilesPart:
-			return kind == set.MainArchive && !unsure
-		case PostgresPart:
-			return kind == set.MainArchive
-		case EventBusPart:
-			return kind == set.EventBusArchive
-		}
-		return h.Name == set.ManifestCopy
-	}
+// salvage is how an archive of this kind is read, in the verification and in the extraction alike.
+// What it leaves out behind a break is missed by the verifier of its part; only the
+// loss of a file's extended attributes would be missed by nobody.
+func salvage(kind string, told func(string, *archive.DamageError)) archive.Salvage {
+	return archive.Salvage{Damage: told,
+		Bare: func(h *archive.Header) bool { return partOf(h.Name) != FilesPart },
+		Fits: func(h *archive.Header) bool {
+			part := partOf(h.Name)
+			if part == "" {
+				return h.Name == set.ManifestCopy
+			}
+			return kind == "" || (part == EventBusPart) == (kind == set.EventBusArchive)
+		}}
 }
 
 func (x *scan) verifiers() {

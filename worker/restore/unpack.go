@@ -87,7 +87,7 @@ func (j *job) unpack(ctx context.Context) error {
 // extract makes files of one archive's entries. The archive must still be what was
 // verified.
 func (j *job) extract(ctx context.Context, kind string, places []*place, body guarded) error {
-	r, err := archive.OpenSalvage(j.s.paths[kind], archive.Salvage{Fits: fits(kind)}) // as it was verified
+	r, err := archive.OpenSalvage(j.s.paths[kind], salvage(kind, nil)) // as it was verified
 	if err != nil {
 		return err
 	}
