@@ -95,7 +95,9 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 		}
 		r.add(x.damage, x.total)
 		r.Bytes += x.sum.Size
-		r.sums[x.kind] = x.sum
+		if x.r != nil {
+			r.sums[x.kind] = x.sum
+		}
 		r.need.add(x.need)
 	}
 	r.Good = r.DamageTotal == 0
