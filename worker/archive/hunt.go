@@ -17,6 +17,10 @@ type hunt struct {
 	unsure bool // an extended header of the one that was found may be lost
 }
 
+// mostTried bounds the bytes that are read as headers in vain: an archive made for it
+// could be tried for ever.
+const mostTried = 1 << 30
+
 // ustar stands at magicAt in every header that this program writes.
 const (
 	ustar   = "ustar"
@@ -27,6 +31,10 @@ func (x *hunt) find() (*Header, error) {
 	buf := make([]byte, 32<<10)
 	x.m.broken = false
 	for {
+		if x.m.tried > mostTried {
+			x.m.tell("", &DamageError{x.r.u.path, x.r.u.offset.Load(), "too much behind it looks like headers and is none: the rest was not read", nil})
+			return nil, io.EOF
+		}
 		n, err := x.m.raw(x.r, buf)
 		var d *DamageError
 		switch {
@@ -88,6 +96,7 @@ func (x *hunt) try(extended bool) (*Header, error) {
 	x.w, x.m.record = nil, &read
 	h, err := x.r.header()
 	x.m.record = nil
+	x.m.tried += int64(len(read))
 	if err == nil && x.m.s.Fits(h) {
 		return h, nil
 	}

@@ -37,6 +37,7 @@ type mending struct {
 	record *[]byte      // what is read is kept here too
 	read   []byte       // of a header
 
+	tried   int64 // bytes that were read as headers in vain
 	hunting bool  // for the next header; the damage is told
 	broken  bool  // what is read next follows after a break
 	failed  error // of the present entry's content

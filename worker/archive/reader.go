@@ -349,7 +349,9 @@ func (r *Reader) Finish() (Sum, error) {
 	if err == errQuit {
 		return Sum{}, fmt.Errorf("archive %s: %w", r.u.path, err)
 	}
-	if err == io.EOF {
+	if r.mend != nil && err == io.EOF {
+		err = nil // trailing has seen to it
+	} else if err == io.EOF {
 		err = r.rest()
 	}
 	for x := range r.u.plain { // after damage: only for the hash

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -147,7 +148,7 @@ func salvage(kind string, told func(string, *archive.DamageError)) archive.Salva
 		Fits: func(h *archive.Header) bool {
 			part := partOf(h.Name)
 			if part == "" {
-				return h.Name == set.ManifestCopy
+				return strings.HasPrefix(h.Name, path.Dir(set.ManifestCopy)+"/")
 			}
 			return kind == "" || (part == EventBusPart) == (kind == set.EventBusArchive)
 		}}
