@@ -32,7 +32,8 @@ func restoreCommand(g *globals) *cobra.Command {
 		Use:   "restore SET --target DIR",
 		Short: "Restore a set into a directory, and its events into a bus",
 		Long: `Restore a set into an empty directory. The set is verified first, whole, and nothing
-is written if anything is wrong with it, so every byte is read twice.
+is written if anything is wrong with the parts that are restored, so every byte is read
+twice. What is wrong elsewhere is a warning.
 
   DIR/postgres/data      a data directory that starts by itself; the command is printed
   DIR/postgres/config    configuration that lay outside of it

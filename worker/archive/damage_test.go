@@ -143,7 +143,7 @@ func FuzzTar(f *testing.F) {
 	b, _ := (&Header{Name: "s", Kind: Regular, Size: 9000, Sparse: []Extent{{100, 20}, {9000, 0}}}).encode()
 	f.Add(append(append(b, make([]byte, 512)...), make([]byte, 1024)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		u := &unpacker{path: "x", plain: make(chan []byte), reuse: make(chan []byte, 1)}
+		u := &unpacker{path: "x", plain: make(chan plain), reuse: make(chan []byte, 1)}
 		close(u.plain)
 		r := &Reader{u: u, have: b}
 		for {

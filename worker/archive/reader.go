@@ -15,21 +15,26 @@ type Reader struct {
 	u    *unpacker
 	have []byte // plain bytes taken from the unpacker and not yet read
 	full []byte // the buffer that have lies in
+	came int64  // plain bytes taken from the unpacker
 
 	body  int64 // stored bytes of the present entry not yet read
 	pad   int64 // padding after them
 	cur   *Header
 	holes *expander // of a sparse entry
 	err   error     // io.EOF after the trailer
+
+	mend *mending // nil: the first damage is the end
 }
 
 // Open opens the archive at path. Close it.
-func Open(path string) (*Reader, error) {
-	u, err := openUnpacker(path)
+func Open(path string) (*Reader, error) { return open(path, nil) }
+
+func open(path string, m *mending) (*Reader, error) {
+	u, err := openUnpacker(path, m != nil)
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{u: u}, nil
+	return &Reader{u: u, mend: m}, nil
 }
 
 // Close ends the goroutines. It may be called at any time and more than once.
@@ -43,23 +48,37 @@ func (r *Reader) Close() error {
 
 // raw reads plain bytes of the tar stream.
 func (r *Reader) raw(p []byte) (int, error) {
+	if m := r.mend; m != nil {
+		return m.raw(r, p)
+	}
 	for len(r.have) == 0 {
-		if r.full != nil {
-			r.u.reuse <- r.full
-			r.full = nil
+		if _, err := r.more(); err != nil {
+			return 0, err
 		}
-		b, ok := <-r.u.plain
-		if !ok {
-			if r.u.gzipErr != nil {
-				return 0, r.u.gzipErr
-			}
-			return 0, io.EOF
-		}
-		r.have, r.full = b, b
 	}
 	n := copy(p, r.have)
 	r.have = r.have[n:]
 	return n, nil
+}
+
+// more takes the next stretch from the unpacker, once the one before is read.
+func (r *Reader) more() (plain, error) {
+	if r.full != nil {
+		r.u.reuse <- r.full
+		r.full = nil
+	}
+	x, ok := <-r.u.plain
+	if !ok {
+		if r.u.gzipErr != nil {
+			return x, r.u.gzipErr
+		}
+		return x, io.EOF
+	}
+	if x.b != nil {
+		r.have, r.full = x.b, x.b
+		r.came += int64(len(x.b))
+	}
+	return x, nil
 }
 
 type rawReader struct{ r *Reader }
@@ -85,7 +104,11 @@ func (r *Reader) Next() (*Header, error) {
 	if r.err != nil {
 		return nil, r.err
 	}
-	h, err := r.next()
+	next := r.next
+	if r.mend != nil {
+		next = func() (*Header, error) { return r.mend.next(r) }
+	}
+	h, err := next()
 	if err != nil {
 		r.err, r.cur = err, nil
 		return nil, err
@@ -98,6 +121,11 @@ func (r *Reader) next() (*Header, error) {
 	if err := r.skip(); err != nil {
 		return nil, err
 	}
+	return r.header()
+}
+
+// header reads the headers of an entry, extended ones included; io.EOF is the trailer.
+func (r *Reader) header() (*Header, error) {
 	var pax map[string]string
 	var longName, longLink string
 	for {
@@ -149,9 +177,9 @@ func (r *Reader) next() (*Header, error) {
 // skip reads over the rest of the present entry.
 func (r *Reader) skip() error {
 	for n := r.body + r.pad; n > 0; {
-		if len(r.have) == 0 {
-			var none [1]byte
-			k, err := r.raw(none[:])
+		if len(r.have) == 0 || r.mend != nil && len(r.mend.pushed) > 0 {
+			var passed [4096]byte
+			k, err := r.raw(passed[:min(n, int64(len(passed)))])
 			if err != nil {
 				return r.damage("content of entry "+r.name(), err)
 			}
@@ -274,6 +302,9 @@ type bodyReader struct{ r *Reader }
 
 func (x bodyReader) Read(p []byte) (int, error) {
 	r := x.r
+	if m := r.mend; m != nil && m.failed != nil {
+		return 0, m.failed
+	}
 	if r.body == 0 {
 		return 0, io.EOF
 	}
@@ -281,7 +312,9 @@ func (x bodyReader) Read(p []byte) (int, error) {
 	r.body -= int64(n)
 	if err != nil {
 		err = r.damage("content of entry "+r.name(), err)
-		r.err = err
+		if r.mend == nil || !r.mend.broke(r, r.cur.Name, err) {
+			r.err = err
+		}
 	}
 	return n, err
 }
@@ -316,11 +349,15 @@ func (r *Reader) Finish() (Sum, error) {
 	if err == errQuit {
 		return Sum{}, fmt.Errorf("archive %s: %w", r.u.path, err)
 	}
-	if err == io.EOF {
+	if r.mend != nil && err == io.EOF {
+		err = nil // trailing has seen to it
+	} else if err == io.EOF {
 		err = r.rest()
 	}
-	for b := range r.u.plain { // after damage: only for the hash
-		r.u.reuse <- b
+	for x := range r.u.plain { // after damage: only for the hash
+		if x.b != nil {
+			r.u.reuse <- x.b
+		}
 	}
 	sum, failed := r.u.finish()
 	if err == nil {

@@ -60,18 +60,28 @@ type chunk struct {
 	refs atomic.Int32
 }
 
+// plain is a stretch of decompressed bytes, or what is wrong at that place.
+type plain struct {
+	b    []byte
+	from int64 // where in the plain stream the gzip member begins that b's first byte, or damage, is of
+
+	damage *DamageError // of a salvaging unpacker
+	lost   bool         // with damage: bytes are missing here, or are not what they were
+}
+
 // unpacker reads a .tar.gz in three goroutines: file → SHA-256, file → plain bytes.
 type unpacker struct {
-	path   string
-	file   *os.File
-	toHash chan *chunk
-	toGzip chan *chunk
-	free   chan *chunk
-	plain  chan []byte // decompressed
-	reuse  chan []byte
-	quit   chan struct{}
-	once   sync.Once
-	wg     sync.WaitGroup
+	path    string
+	salvage bool // go on behind damage
+	file    *os.File
+	toHash  chan *chunk
+	toGzip  chan *chunk
+	free    chan *chunk
+	plain   chan plain // decompressed
+	reuse   chan []byte
+	quit    chan struct{}
+	once    sync.Once
+	wg      sync.WaitGroup
 
 	sum     hash.Hash
 	size    int64        // bytes of the file, valid after wg
@@ -80,7 +90,7 @@ type unpacker struct {
 	offset  atomic.Int64 // bytes of the file that were decompressed
 }
 
-func openUnpacker(path string) (*unpacker, error) {
+func openUnpacker(path string, salvage bool) (*unpacker, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open archive: %w", err)
@@ -90,9 +100,9 @@ func openUnpacker(path string) (*unpacker, error) {
 		return nil, fmt.Errorf("open archive %s: it is not a regular file", path)
 	}
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
-	u := &unpacker{path: path, file: f, sum: sha256.New(), quit: make(chan struct{}),
+	u := &unpacker{path: path, salvage: salvage, file: f, sum: sha256.New(), quit: make(chan struct{}),
 		toHash: make(chan *chunk, rawChunks), toGzip: make(chan *chunk, rawChunks), free: make(chan *chunk, rawChunks),
-		plain: make(chan []byte, plainChunks), reuse: make(chan []byte, plainChunks+2)}
+		plain: make(chan plain, plainChunks), reuse: make(chan []byte, plainChunks+2)}
 	for range rawChunks {
 		u.free <- &chunk{b: make([]byte, rawChunk)}
 	}
@@ -183,62 +193,162 @@ func (r *chunks) Read(p []byte) (int, error) {
 func (u *unpacker) gunzip() {
 	defer u.wg.Done()
 	src := &chunks{u: u}
-	err := u.inflate(src)
+	drain := func() {
+		src.b = nil
+		for {
+			if _, err := src.Read(make([]byte, 1)); err != nil {
+				return
+			}
+			src.b = nil
+		}
+	}
+	out := &outlet{u: u}
+	at, err := u.members(src, 0, out)
+	if u.salvage && err != nil && err != errQuit && !isReadError(err) {
+		u.wg.Go(drain)
+		err = u.resume(at, err, out)
+		drain = func() {}
+	}
+	if err == nil {
+		err = out.flush()
+	}
 	if err != nil && err != errQuit {
+		_ = out.flush()
 		u.gzipErr = u.classify(err)
 	}
 	close(u.plain)
-	src.b = nil
-	for {
-		if _, err := src.Read(make([]byte, 1)); err != nil {
-			return
-		}
-		src.b = nil
-	}
+	drain()
 }
 
 var errQuit = errors.New("the reader was closed")
 
-func (u *unpacker) inflate(src *chunks) error {
+// members decompresses the members in src, which begins at byte base of the file, until
+// its end. With an error comes where the member begins that it is about.
+func (u *unpacker) members(src io.Reader, base int64, out *outlet) (at int64, err error) {
 	// bufio: klauspost's inflate has a fast path for it, and the gzip reader takes no
 	// byte beyond a member, so the position is exact.
-	in := bufio.NewReaderSize(src, 64<<10)
-	position := func() { u.offset.Store(src.read - int64(in.Buffered())) }
-	z, err := gzip.NewReader(in)
-	if err != nil {
-		position()
-		return err
-	}
-	for {
-		var b []byte
-		select {
-		case b = <-u.reuse:
-		case <-u.quit:
-			return errQuit
+	count := &counter{r: src}
+	in := bufio.NewReaderSize(count, 64<<10)
+	position := func() int64 { return base + count.n - int64(in.Buffered()) }
+	defer func() { u.reached(position()) }()
+	var z gzip.Reader
+	wrong := int64(-1) // begin of the member before, where its checksum is wrong
+	for first := true; ; first = false {
+		at = position()
+		switch err := z.Reset(in); {
+		case err == io.EOF && !(first && base == 0):
+			return at, nil
+		case err != nil && wrong >= 0: // it has not ended where it should
+			return wrong, gzip.ErrChecksum
+		case err != nil:
+			return at, &headerError{err}
 		}
-		n, err := io.ReadFull(z, b[:plainChunk])
-		position()
-		if n > 0 {
+		z.Multistream(false)
+		out.begin()
+		err := out.take(&z, func() { u.reached(position()) })
+		wrong = -1
+		if err == gzip.ErrChecksum && u.salvage {
+			wrong = at
+			u.reached(position())
+			err = out.mark(u.classify(err), false)
+		}
+		if err != nil {
+			return at, err
+		}
+	}
+}
+
+// reached notes how far the file was decompressed; what is read twice does not count.
+func (u *unpacker) reached(at int64) {
+	if at > u.offset.Load() {
+		u.offset.Store(at)
+	}
+}
+
+// headerError is a gzip member's header that cannot be understood.
+type headerError struct{ err error }
+
+func (e *headerError) Error() string { return e.err.Error() }
+func (e *headerError) Unwrap() error { return e.err }
+
+type counter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// outlet hands plain bytes on in large pieces, whatever the members' sizes are.
+type outlet struct {
+	u      *unpacker
+	b      []byte // from u.reuse
+	n      int    // bytes in b
+	total  int64  // plain bytes so far
+	member int64  // where in them the present member begins
+	from   int64  // where the member begins that b[0] is of
+}
+
+func (o *outlet) begin() { o.member = o.total }
+
+// take reads a member to its end.
+func (o *outlet) take(z io.Reader, progress func()) error {
+	for {
+		if o.b == nil {
 			select {
-			case u.plain <- b[:n]:
-			case <-u.quit:
+			case o.b = <-o.u.reuse:
+			case <-o.u.quit:
 				return errQuit
 			}
+			o.n, o.from = 0, o.member
 		}
-		switch err {
-		case nil:
-		case io.EOF:
-			return nil
-		case io.ErrUnexpectedEOF:
-			// ReadFull makes this of a short last chunk too; ask again.
-			if _, err := z.Read(make([]byte, 1)); err != io.EOF {
-				position()
-				return io.ErrUnexpectedEOF
+		n, err := z.Read(o.b[o.n:plainChunk])
+		o.n += n
+		o.total += int64(n)
+		if o.n == plainChunk {
+			progress()
+			if err := o.flush(); err != nil {
+				return err
 			}
+		}
+		if err == io.EOF {
 			return nil
-		default:
+		}
+		if err != nil {
 			return err
 		}
+	}
+}
+
+func (o *outlet) flush() error {
+	if o.n == 0 {
+		return nil
+	}
+	b := o.b[:o.n]
+	o.b, o.n = nil, 0
+	return o.send(plain{b: b, from: o.from})
+}
+
+func (o *outlet) mark(err error, lost bool) error {
+	if err := o.flush(); err != nil {
+		return err
+	}
+	var d *DamageError
+	if !errors.As(err, &d) {
+		return err
+	}
+	return o.send(plain{from: o.member, damage: d, lost: lost})
+}
+
+func (o *outlet) send(p plain) error {
+	select {
+	case o.u.plain <- p:
+		return nil
+	case <-o.u.quit:
+		return errQuit
 	}
 }
 
@@ -248,7 +358,7 @@ func (u *unpacker) classify(err error) error {
 	}
 	at := u.offset.Load()
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return &DamageError{u.path, at, "the file is empty", nil}
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return &DamageError{u.path, at, "the file ends in the middle of a gzip member", nil}

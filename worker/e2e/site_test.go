@@ -70,8 +70,13 @@ func newSite(t *testing.T, rows int, extra string) *site {
 	root, err := os.MkdirTemp("", "cb-e2e-")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(root, 0o755))
-	s := &site{t: t, root: root, log: &lab.Buffer{}}
 	t.Cleanup(func() { os.RemoveAll(root) })
+	return siteIn(t, root, "node: host1\nredis: embedded", rows, extra)
+}
+
+// siteIn is newSite in a given directory; head says which node it is and where Redis is.
+func siteIn(t *testing.T, root, head string, rows int, extra string) *site {
+	s := &site{t: t, root: root, log: &lab.Buffer{}}
 	for _, d := range []string{"app", "backup", "tmp", "state"} {
 		require.NoError(t, os.Mkdir(filepath.Join(root, d), 0o755))
 		require.NoError(t, os.Chmod(filepath.Join(root, d), 0o755)) // whatever the umask
@@ -83,10 +88,9 @@ func newSite(t *testing.T, rows int, extra string) *site {
 	s.fillFiles()
 	path := filepath.Join(root, "config.yaml")
 	text := fmt.Sprintf(`instance: catalog
-node: host1
+%[5]s
 version: 10.0.0.147420
 state_dir: %[1]s/state
-redis: embedded
 postgres:
   dsn: %[2]q
 eventbus:
@@ -99,8 +103,9 @@ alation.backup.data_dump_dir: %[1]s/backup
 alation.backup.data_temp_dir: %[1]s/tmp
 queue:
   backoff: 500ms
-%[4]s`, root, s.pg.DSN(), strings.Join(s.bus.Brokers, ", "), extra)
+%[4]s`, root, s.pg.DSN(), strings.Join(s.bus.Brokers, ", "), extra, head)
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	var err error
 	s.config, err = config.Load(path, func(string) string { return "" })
 	require.NoError(t, err)
 	s.reconnect()

@@ -27,7 +27,8 @@ type prefixes struct{ main, bus bool }
 // readCopy reads through an archive to the copy of the manifest that it carries.
 func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 	var seen prefixes
-	r, err := archive.Open(path)
+	var first *archive.DamageError // what the copy may be missing for
+	r, err := archive.OpenSalvage(path, salvage("", func(_ string, d *archive.DamageError) { first = cmp.Or(first, d) }))
 	if err != nil {
 		return nil, seen, err
 	}
@@ -51,6 +52,8 @@ func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 		}
 		var damaged *archive.DamageError
 		switch {
+		case err == io.EOF && first != nil:
+			err = errors.New(inWords(first))
 		case err == io.EOF && !seen.main && !seen.bus:
 			return nil, seen, fmt.Errorf("open archive %s: it holds no %s: it was not made by this program, and only the program that made it can restore it", path, set.ManifestCopy)
 		case err == io.EOF:
@@ -85,14 +88,20 @@ func inWords(d *archive.DamageError) string {
 	return text
 }
 
+// difference is a place where the manifest and its copy differ.
+type difference struct{ part, problem string }
+
 // differs compares the manifest with the copy in an archive: they must say the same
-// but for the archives' sizes and SHA-256, which a copy cannot hold. It gives "" or
-// where they differ. The files, which may be many, are compared one by one: mostly
+// but for the archives' sizes and SHA-256, which a copy cannot hold. It gives the first
+// place of each part where they differ. The files, which may be many, are compared one by one: mostly
 // their bytes settle it, since both were written by the same code; JSON that somebody
 // wrote anew is compared by value.
-func differs(manifest, archived io.Reader) string {
+func differs(manifest, archived io.Reader) []difference {
 	x, y := set.NewStream(manifest), set.NewStream(archived)
 	first := ""
+	no := func(err error) []difference {
+		return []difference{{"", fmt.Sprintf("it is damaged or no manifest: %v", err)}}
+	}
 	for i := 0; ; i++ {
 		a, aerr := x.Next()
 		b, berr := y.Next()
@@ -101,29 +110,71 @@ func differs(manifest, archived io.Reader) string {
 		}
 		if aerr == nil && berr == nil {
 			if first == "" && !bytes.Equal(a, b) {
-				first = difference(fmt.Sprintf(".files.entries[%d]", i), value(a), value(b))
+				first = whereDiffers(fmt.Sprintf(".files.entries[%d]", i), value(a), value(b))
 			}
 			continue
 		}
 		if berr != nil && berr != io.EOF {
-			return fmt.Sprintf("it is damaged or no manifest: %v", berr)
+			return no(berr)
 		}
 		first = cmp.Or(first, ".files.entries")
 		if more := drained(x, aerr, y, berr); more != nil {
-			return fmt.Sprintf("it is damaged or no manifest: %v", more)
+			return no(more)
 		}
 		break
 	}
-	a, b := value(x.Head()), value(y.Head())
-	for _, v := range []any{a, b} {
-		if m, ok := v.(map[string]any); ok {
-			m["archives"] = bare(m["archives"])
+	places := differing(value(x.Head()), value(y.Head()))
+	if first != "" && !slices.ContainsFunc(places, func(p string) bool { return topOf(p) == FilesPart }) {
+		places = append(places, first)
+	}
+	var out []difference
+	for _, p := range places {
+		part := topOf(p)
+		if !slices.Contains(AllParts, part) {
+			part = ""
+		}
+		out = append(out, difference{part, "it differs from the manifest at " + p})
+	}
+	return out
+}
+
+// differing are the first places below each key of two manifests where they differ.
+func differing(a, b any) []string {
+	x, xok := a.(map[string]any)
+	y, yok := b.(map[string]any)
+	if !xok || !yok {
+		if p := whereDiffers("", a, b); p != "" || !reflect.DeepEqual(a, b) {
+			return []string{cmp.Or(p, ".")}
+		}
+		return nil
+	}
+	var out []string
+	keys := slices.Sorted(maps.Keys(x))
+	for k := range y {
+		if _, ok := x[k]; !ok {
+			keys = append(keys, k)
 		}
 	}
-	if at := cmp.Or(difference("", a, b), first); at != "" {
-		return fmt.Sprintf("it differs from the manifest at %s", at)
+	slices.Sort(keys)
+	for _, k := range keys {
+		va, aok := x[k]
+		vb, bok := y[k]
+		if k == "archives" {
+			va, vb = bare(va), bare(vb)
+		}
+		if aok != bok {
+			out = append(out, "."+k)
+		} else if p := whereDiffers("."+k, va, vb); p != "" {
+			out = append(out, p)
+		}
 	}
-	return ""
+	return out
+}
+
+// topOf is the first key in a place such as .files.entries[3].
+func topOf(place string) string {
+	top, _, _ := strings.Cut(strings.TrimPrefix(place, "."), ".")
+	return top
 }
 
 // drained reads the longer of two lists to its end.
@@ -165,8 +216,8 @@ func bare(v any) any {
 	return v
 }
 
-// difference gives the first place where two JSON values differ, "" for none.
-func difference(at string, a, b any) string {
+// whereDiffers gives the first place where two JSON values differ, "" for none.
+func whereDiffers(at string, a, b any) string {
 	switch x := a.(type) {
 	case map[string]any:
 		y, ok := b.(map[string]any)
@@ -182,7 +233,7 @@ func difference(at string, a, b any) string {
 			if _, ok := y[k]; !ok {
 				return at + "." + k
 			}
-			if d := difference(at+"."+k, x[k], y[k]); d != "" {
+			if d := whereDiffers(at+"."+k, x[k], y[k]); d != "" {
 				return d
 			}
 		}
@@ -193,7 +244,7 @@ func difference(at string, a, b any) string {
 			return at
 		}
 		for i := range x {
-			if d := difference(fmt.Sprintf("%s[%d]", at, i), x[i], y[i]); d != "" {
+			if d := whereDiffers(fmt.Sprintf("%s[%d]", at, i), x[i], y[i]); d != "" {
 				return d
 			}
 		}

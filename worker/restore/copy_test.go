@@ -42,9 +42,23 @@ func TestCopiesAreComparedByWhatTheySay(t *testing.T) {
 		if want == "" {
 			require.Empty(t, got, text)
 		} else {
-			require.Contains(t, got, want, text)
+			require.Len(t, got, 1, text)
+			require.Contains(t, got[0].problem, want, text)
+			part := strings.Split(strings.TrimPrefix(want, "."), ".")[0]
+			if part != FilesPart {
+				part = ""
+			}
+			require.Equal(t, part, got[0].part, text)
 		}
 	}
+}
+
+// A difference belongs to its part, and each part has its own.
+func TestDifferencesByPart(t *testing.T) {
+	got := differs(strings.NewReader(`{"notes":[],"postgres":{"a":1,"b":2},"eventbus":null,"files":{"entries": []}}`),
+		strings.NewReader(`{"notes":["x"],"postgres":{"a":2,"b":3},"eventbus":{},"files":{"entries": [{}]}}`))
+	require.Equal(t, []difference{{"eventbus", "it differs from the manifest at .eventbus"}, {"", "it differs from the manifest at .notes"},
+		{"postgres", "it differs from the manifest at .postgres.a"}, {"files", "it differs from the manifest at .files.entries"}}, got)
 }
 
 func TestTextIsKept(t *testing.T) {

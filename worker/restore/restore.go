@@ -94,8 +94,8 @@ type job struct {
 // Restore verifies the archives it needs, and then restores the set's parts into
 // the target: postgres/{data,tablespaces,config}, files/<absolute path>,
 // eventbus/topics/…, and set.json, the manifest. It refuses before it writes
-// anything: a target that is not empty, a missing or damaged archive (a
-// *DamagedError), too little space, names that would lead out of the target, a bus
+// anything: a target that is not empty, a wanted part that is missing or damaged (a
+// *DamagedError; damage elsewhere only warns), too little space, names that would lead out of the target, a bus
 // that has one of the topics, and what the restored server would lack. The result
 // is given with an error too; the error then says what state the target is in.
 func Restore(ctx context.Context, s *Set, o Options) (*Result, error) {
@@ -150,7 +150,7 @@ func (j *job) kinds() []string {
 
 func (j *job) wants(part string) bool { return slices.Contains(j.parts, part) }
 
-// verify refuses a set that is not whole, and then a disk that is too small.
+// verify refuses what is not whole of the wanted parts, and then a disk that is too small.
 func (j *job) verify(ctx context.Context) error {
 	r, err := Verify(ctx, j.s, VerifyOptions{Kinds: j.kinds(), Progress: j.o.Phase("verify")})
 	if err != nil {
@@ -160,11 +160,17 @@ func (j *job) verify(ctx context.Context) error {
 	if r.refusal != nil && j.wants(PostgresPart) {
 		return fmt.Errorf("restore set %s: %w; nothing was written", j.result.Set, r.refusal)
 	}
-	if !r.Good {
-		return &DamagedError{Set: r.Set, Doing: fmt.Sprintf("restore set %s", r.Set), Damage: r.Damage, Total: r.DamageTotal,
-			Remedy: "nothing was written: restore another set (`worker verify` names all damage)"}
+	against, beside, whole := judge(r.Damage, j.parts)
+	if len(against) > 0 {
+		return &DamagedError{Set: r.Set, Doing: fmt.Sprintf("restore set %s", r.Set), Damage: append(against, beside...), Total: r.DamageTotal, Remedy: remedy(whole)}
 	}
+	j.warnOf(beside, r.DamageTotal)
 	j.sums = r.sums
+	for _, kind := range j.kinds() {
+		if _, read := j.sums[kind]; !read {
+			return j.refuse(ErrNotFound, "its archive of kind %s went away while it was verified; nothing was written", kind)
+		}
+	}
 	if err := j.space(r.need); err != nil {
 		return err
 	}

@@ -43,12 +43,26 @@ type printed struct {
 
 func (r *real) restore(t testing.TB, args ...string) printed {
 	t.Helper()
+	v := r.restored(t, 0, args...)
+	require.Empty(t, v.Warnings)
+	return v
+}
+
+// warned is restore where there is something to warn of.
+func (r *real) warned(t testing.TB, args ...string) printed {
+	t.Helper()
+	v := r.restored(t, 10, args...)
+	require.NotEmpty(t, v.Warnings)
+	return v
+}
+
+func (r *real) restored(t testing.TB, want int, args ...string) printed {
+	t.Helper()
 	out, errs, code := r.run(t, append([]string{"restore", "--json"}, args...)...)
-	require.Equal(t, 0, code, "%s %s", out, errs)
+	require.Equal(t, want, code, "%s %s", out, errs)
 	var v printed
 	require.NoError(t, json.Unmarshal([]byte(out), &v))
 	require.Nil(t, v.Error)
-	require.Empty(t, v.Warnings)
 	return v
 }
 

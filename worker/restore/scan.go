@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -32,9 +34,11 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
-	silent bool // behind a damage: what is missing is counted, not listed
-	unread int
+	differ []Damage // what the manifest's copy says otherwise
+	breaks int      // of the archive's file
+	before int      // breaks when the manifest's copy came
 	damage []Damage
+	kept   map[Damage]int // how many of a kind are in damage
 	total  int
 	sum    archive.Sum
 	need   need
@@ -56,18 +60,22 @@ func (n *need) add(m need) {
 }
 
 func newScan(ctx context.Context, s *Set, a set.Archive, path string, p stage.Progress) *scan {
-	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker()}
+	return &scan{ctx: ctx, set: s, kind: a.Kind, name: a.Name, path: path, want: a, progress: p, names: archive.NewChecker(), kept: map[Damage]int{}}
 }
 
-// bad adds a finding.
+// bad adds a finding about an entry, or about the archive itself.
 func (x *scan) bad(entry, format string, args ...any) {
-	x.add(Damage{Entry: entry, Problem: fmt.Sprintf(format, args...)})
+	x.add(Damage{Part: partOf(entry), Entry: entry, Problem: fmt.Sprintf(format, args...)})
 }
 
+// add keeps a finding. Each part has its own bound, and so have those that forbid a
+// restore: a flood of one kind must not hide that there is another.
 func (x *scan) add(d Damage) {
 	d.Archive = x.name
 	x.total++
-	if len(x.damage) < maxDamage {
+	kind := Damage{Part: d.Part, Restorable: d.Restorable}
+	if x.kept[kind] < maxDamage {
+		x.kept[kind]++
 		x.damage = append(x.damage, d)
 	}
 }
@@ -75,17 +83,18 @@ func (x *scan) add(d Damage) {
 // reportOf takes the findings of one part's verifier.
 func (x *scan) reportOf(part string) func(set.Damage) {
 	return func(d set.Damage) {
-		if x.silent {
-			x.unread++
-			return
-		}
 		x.add(Damage{Part: part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
 }
 
-// run reads the archive to its last byte. Its error is one that is no damage.
+// run reads the archive to its last byte, over what is damaged. Its error is one that is
+// no damage.
 func (x *scan) run() (err error) {
-	if x.r, err = archive.Open(x.path); err != nil {
+	if !regularFile(x.path) {
+		x.bad(x.name, "it is not a regular file")
+		return nil
+	}
+	if x.r, err = archive.OpenSalvage(x.path, salvage(x.kind, x.broken)); err != nil {
 		return err
 	}
 	defer x.r.Close()
@@ -99,27 +108,54 @@ func (x *scan) run() (err error) {
 		if h, err = x.r.Next(); err == nil {
 			err = x.entry(h)
 		}
+		if isDamage(err) {
+			err = nil // of this entry, and told
+		}
 		x.body.tell()
 	}
-	broken := x.broken(err)
-	if err != io.EOF && !broken {
+	if err != io.EOF {
 		return err
 	}
-	if x.sum, err = x.r.Finish(); err != nil && !broken && !x.broken(err) {
+	if x.sum, err = x.r.Finish(); err != nil {
 		return err
 	}
 	x.body.tell()
-	return x.finish(broken)
+	return x.finish()
 }
 
-// broken reports damage of the archive itself, behind which nothing can be read.
-func (x *scan) broken(err error) bool {
+func regularFile(path string) bool {
+	st, err := os.Stat(path)
+	return err != nil || st.Mode().IsRegular()
+}
+
+func isDamage(err error) bool {
 	var d *archive.DamageError
-	if !errors.As(err, &d) {
-		return false
+	return errors.As(err, &d)
+}
+
+// broken reports damage of the archive's file. Where it is within an entry, that is lost;
+// what is lost between entries is missed by its part.
+func (x *scan) broken(entry string, d *archive.DamageError) {
+	x.breaks++
+	if entry == "" {
+		entry = x.name
 	}
-	x.bad(x.name, "%s", inWords(d))
-	return true
+	x.bad(entry, "%s", inWords(d))
+}
+
+// salvage is how an archive of this kind is read, in the verification and in the extraction alike.
+// What it leaves out behind a break is missed by the verifier of its part; only the
+// loss of a file's extended attributes would be missed by nobody.
+func salvage(kind string, told func(string, *archive.DamageError)) archive.Salvage {
+	return archive.Salvage{Damage: told,
+		Bare: func(h *archive.Header) bool { return partOf(h.Name) != FilesPart },
+		Fits: func(h *archive.Header) bool {
+			part := partOf(h.Name)
+			if part == "" {
+				return strings.HasPrefix(h.Name, path.Dir(set.ManifestCopy)+"/")
+			}
+			return kind == "" || (part == EventBusPart) == (kind == set.EventBusArchive)
+		}}
 }
 
 func (x *scan) verifiers() {
@@ -209,22 +245,33 @@ func (x *scan) manifestCopy(h *archive.Header) error {
 		x.bad(h.Name, "it has %d bytes, the manifest itself %d", h.Size, x.set.text.size)
 		return nil
 	}
+	x.before = x.breaks
 	body := &watched{r: x.body}
-	problem := differs(x.set.text.open(), body)
+	found := differs(x.set.text.open(), body)
 	if body.err != nil {
 		return body.err
 	}
-	if problem != "" {
-		x.bad(h.Name, "%s", problem)
+	for _, d := range found {
+		x.differ = append(x.differ, Damage{Part: d.part, Entry: h.Name, Problem: d.problem})
 	}
 	return nil
 }
 
-// finish reports what never came by, and the file's size and hash. What lies behind
-// the place where an archive is broken is said in one line.
-func (x *scan) finish(broken bool) error {
+// copyDiffers reports where the manifest and its copy differ. It is the part that is in
+// doubt there, but where the archive is damaged at the copy: then it is the copy.
+func (x *scan) copyDiffers() {
+	for _, d := range x.differ {
+		if x.breaks > x.before {
+			d.Part = ""
+		}
+		x.add(d)
+	}
+}
+
+// finish reports what never came by, and the file's size and hash.
+func (x *scan) finish() error {
 	var errs []error
-	x.silent = broken
+	x.copyDiffers()
 	if x.pg != nil {
 		errs = append(errs, x.pg.Finish())
 		x.refusal = x.pg.Refusal()
@@ -235,13 +282,8 @@ func (x *scan) finish(broken bool) error {
 	if x.bus != nil {
 		errs = append(errs, x.bus.Finish())
 	}
-	if x.unread > 0 {
-		x.bad(x.name, "what comes behind that place could not be read: %d entries or parts of the set could not be checked", x.unread)
-	}
-	if !broken {
-		x.untold()
-	}
-	if x.copies == 0 && !broken {
+	x.untold()
+	if x.copies == 0 {
 		x.bad(set.ManifestCopy, "it is missing")
 	}
 	if x.set.copied {

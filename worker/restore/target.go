@@ -139,8 +139,12 @@ func (j *job) haveArchives() error {
 	for _, kind := range j.kinds() {
 		a, ok := j.s.Manifest.Archive(kind)
 		path := j.s.paths[kind]
+		problem := fmt.Sprintf("the archive is missing in %s", j.s.Dir)
 		if ok && path != "" && exists(path) {
-			continue
+			if regularFile(path) {
+				continue
+			}
+			problem = "it is not a regular file"
 		}
 		if !ok {
 			a.Name = "an archive of kind " + kind
@@ -151,7 +155,7 @@ func (j *job) haveArchives() error {
 			remedy += ", or restore the rest by --only " + strings.Join(others, ",")
 		}
 		return &DamagedError{Set: j.result.Set, Doing: "restore set " + j.result.Set, Total: 1, Remedy: "nothing was written: " + remedy,
-			Damage: []Damage{{Archive: a.Name, Entry: a.Name, Problem: fmt.Sprintf("the archive is missing in %s", j.s.Dir)}}}
+			Damage: []Damage{{Archive: a.Name, Entry: a.Name, Problem: problem}}}
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func likeHere(path string) *archive.Header {
 // extract makes files of one archive's entries. The archive must still be what was
 // verified.
 func (j *job) extract(ctx context.Context, kind string, places []*place, body guarded) error {
-	r, err := archive.Open(j.s.paths[kind])
+	r, err := archive.OpenSalvage(j.s.paths[kind], salvage(kind, nil)) // as it was verified
 	if err != nil {
 		return err
 	}

@@ -31,8 +31,8 @@ func (d Damage) String() string {
 	return d.Archive + ": " + d.Entry + ": " + d.Problem
 }
 
-// maxDamage bounds the findings that are kept, an archive: a set that lost its
-// half needs no longer list.
+// maxDamage bounds the findings that are kept, a part and archive: a set that
+// lost its half needs no longer list.
 const maxDamage = 1000
 
 // VerifyOptions say what to verify.
@@ -97,7 +97,9 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 		}
 		r.add(x.damage, x.total)
 		r.Bytes += x.sum.Size
-		r.sums[x.kind] = x.sum
+		if x.r != nil {
+			r.sums[x.kind] = x.sum
+		}
 		r.need.add(x.need)
 		r.refusal = errors.Join(r.refusal, x.refusal)
 	}
@@ -145,38 +147,40 @@ func wanted(kinds []string, kind string) bool {
 	return kinds == nil
 }
 
-// contradictions are what in a manifest cannot be true, by itself.
+// contradictions are what in a manifest cannot be true, by itself. Those that are about
+// one archive or part say so, since the other parts are none the worse for them.
 func contradictions(m *set.Manifest, files *archive.List, copied bool) []Damage {
 	var out []Damage
-	bad := func(format string, args ...any) {
-		out = append(out, Damage{Entry: "manifest", Problem: fmt.Sprintf(format, args...)})
+	bad := func(part, archive, format string, args ...any) {
+		out = append(out, Damage{Part: part, Archive: archive, Entry: "manifest", Problem: fmt.Sprintf(format, args...)})
 	}
+	id := set.ID(m.Set)
 	kinds := map[string]int{}
 	for _, a := range m.Archives {
 		kinds[a.Kind]++
 		if kinds[a.Kind] == 2 {
-			bad("it names two archives of kind %s", a.Kind)
+			bad("", a.Name, "it names two archives of kind %s", a.Kind)
 		}
-		if want := map[string]string{set.MainArchive: set.ID(m.Set).MainName(), set.EventBusArchive: set.ID(m.Set).EventBusName()}[a.Kind]; a.Name != want {
-			bad("it calls the archive of kind %s %s, not %s", a.Kind, a.Name, want)
+		if want := map[string]string{set.MainArchive: id.MainName(), set.EventBusArchive: id.EventBusName()}[a.Kind]; a.Name != want {
+			bad("", a.Name, "it calls the archive of kind %s %s, not %s", a.Kind, a.Name, want)
 		}
 		if !copied && (a.Size <= 0 || len(a.SHA256) != 64) {
-			bad("it has no size or no SHA-256 of %s", a.Name)
+			bad("", a.Name, "it has no size or no SHA-256 of %s", a.Name)
 		}
 	}
 	switch {
 	case kinds[set.MainArchive] == 0:
-		bad("it names no main archive")
+		bad("", id.MainName(), "it names no main archive")
 	case (m.EventBus != nil) != (kinds[set.EventBusArchive] > 0):
-		bad("an Event Bus part and its archive belong together, and it has only one of them")
+		bad(EventBusPart, id.EventBusName(), "an Event Bus part and its archive belong together, and it has only one of them")
 	case m.Postgres == nil && m.Files == nil:
-		bad("it has neither a Postgres part nor files")
+		bad("", id.MainName(), "it has neither a Postgres part nor files")
 	}
 	if m.Files == nil {
 		return out
 	}
 	if n := int64(files.Len()); n != m.Files.Count || files.Bytes != m.Files.Bytes {
-		bad("it counts %d files of %d bytes and lists %d of %d", m.Files.Count, m.Files.Bytes, n, files.Bytes)
+		bad(FilesPart, "", "it counts %d files of %d bytes and lists %d of %d", m.Files.Count, m.Files.Bytes, n, files.Bytes)
 	}
 	return out
 }
