@@ -24,7 +24,7 @@ func midway(t *testing.T, f func(app string)) (string, string, *set.Files, stage
 	write(t, app+"/a/one", []byte("one"), 0640)
 	write(t, app+"/a/two", []byte("two"), 0640)
 	write(t, app+"/a/deep/er/three", []byte("three"), 0640)
-	write(t, app+"/m/big", noise(4<<20), 0640)
+	write(t, app+"/m/big", noise(1<<20), 0640)
 	many(t, app+"/n")
 	write(t, app+"/z/four", []byte("four"), 0640)
 	write(t, app+"/z/two", []byte("another two"), 0640)
@@ -171,7 +171,7 @@ func TestMovedOverTheOtherKind(t *testing.T) {
 func TestMovedBetweenPlaces(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a/x", []byte("x"), 0600)
-	write(t, dir+"/m/big", noise(4<<20), 0600)
+	write(t, dir+"/m/big", noise(1<<20), 0600)
 	many(t, dir+"/n")
 	write(t, dir+"/z/sub/f", []byte("f"), 0600)
 	write(t, dir+"/z/f.tmp", []byte("t"), 0600)
@@ -218,7 +218,7 @@ func linkedFile(t *testing.T, f func(app string)) (string, string, stage.Finding
 	t.Helper()
 	app := filepath.Join(t.TempDir(), "app")
 	write(t, app+"/a/f", []byte("before"), 0640)
-	write(t, app+"/m/big", noise(4<<20), 0640)
+	write(t, app+"/m/big", noise(1<<20), 0640)
 	many(t, app+"/n")
 	require.NoError(t, os.MkdirAll(app+"/z", 0755))
 	require.NoError(t, os.Link(app+"/a/f", app+"/z/g"))
@@ -297,7 +297,7 @@ func TestFirstNameGoesLater(t *testing.T) {
 	for _, replaced := range []bool{false, true} {
 		app := filepath.Join(t.TempDir(), "app")
 		write(t, app+"/a/f", []byte("before"), 0640)
-		write(t, app+"/m/big", noise(4<<20), 0640)
+		write(t, app+"/m/big", noise(1<<20), 0640)
 		many(t, app+"/n")
 		require.NoError(t, os.Mkdir(app+"/z", 0755))
 		require.NoError(t, os.Link(app+"/a/f", app+"/z/g"))
@@ -336,7 +336,7 @@ func TestFirstNameGoesLater(t *testing.T) {
 func TestFirstNameGoesWhileTheWalkIsAhead(t *testing.T) {
 	app := filepath.Join(t.TempDir(), "app")
 	write(t, app+"/a/f", []byte("before"), 0640)
-	write(t, app+"/m/big", noise(4<<20), 0640)
+	write(t, app+"/m/big", noise(1<<20), 0640)
 	require.NoError(t, os.Mkdir(app+"/z", 0755))
 	require.NoError(t, os.Link(app+"/a/f", app+"/z/g"))
 	path, files := filepath.Join(t.TempDir(), "a.tar.gz"), &set.Files{}
