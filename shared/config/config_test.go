@@ -52,7 +52,7 @@ func TestTheSpecificationsExample(t *testing.T) {
 	want := &Config{Path: path, Instance: "catalog", Node: "host1", Version: "10.0.0.147420", StateDir: "/var/lib/catalog-backup",
 		Redis:    Redis{Embedded: true},
 		Postgres: Postgres{DSN: "host=/var/run/postgresql port=5432 user=postgres dbname=postgres", PgBackRest: "pgbackrest", CompressLevel: 1},
-		EventBus: EventBus{Brokers: []string{"127.0.0.1:9092"}, Parallel: 4, Budget: 2 * time.Minute},
+		EventBus: EventBus{Brokers: []string{"127.0.0.1:9092"}, TransactionWait: 15 * time.Minute, Parallel: 4, Budget: 2 * time.Minute},
 		Files:    Files{Paths: []string{"/data1/site_data"}, Exclude: []string{"*.tmp"}},
 		Archive:  Archive{Level: 1, IOClass: "normal"},
 		Backup:   Backup{DumpDir: "/data2/backup", TempDir: "/data2/tmp", Timeout: 6 * time.Hour, PgBackRest: true},
