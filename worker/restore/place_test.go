@@ -87,7 +87,7 @@ func TestVerifyNamesOldSetsThroughLinks(t *testing.T) {
 	z := gzip.NewWriter(f)
 	w := tar.NewWriter(z)
 	m.Files.Entries, m.Files.Count, m.Files.Bytes, m.Files.Places = nil, 2, 4, nil
-	m.Postgres, m.EventBus, m.Archives = nil, nil, m.Archives[:1]
+	m.Postgres, m.EventBus, m.Archives, m.Instructions = nil, nil, m.Archives[:1], nil
 	for _, h := range []tar.Header{{Name: "files/opt/current", Typeflag: tar.TypeSymlink, Linkname: "5", Mode: 0o777}, {Name: "files/opt/current/f", Typeflag: tar.TypeReg, Size: 4, Mode: 0o640}} {
 		require.NoError(t, w.WriteHeader(&h))
 		e := set.File{Path: strings.TrimPrefix(h.Name, "files"), Kind: "symlink", Target: h.Linkname, Mode: "0777", ModTime: time.Unix(0, 0).UTC()}
@@ -114,4 +114,14 @@ func TestVerifyNamesOldSetsThroughLinks(t *testing.T) {
 	require.True(t, r.Damage[0].Restorable)
 	require.Equal(t, "files/opt/current", r.Damage[0].Entry)
 	require.Contains(t, r.Damage[0].Problem, "entries lie below this symbolic link (1)")
+
+	target := filepath.Join(scratch(t), "target")
+	v := source.warned(t, source.manifest(dir), "--target", target)
+	require.Contains(t, strings.Join(v.Warnings, "\n"), "files/opt/current")
+	content, err := os.ReadFile(filepath.Join(target, "files/opt/5/f"))
+	require.NoError(t, err)
+	require.Equal(t, "evil", string(content))
+	to, err := os.Readlink(filepath.Join(target, "files/opt/current"))
+	require.NoError(t, err)
+	require.Equal(t, "5", to)
 }
