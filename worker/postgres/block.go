@@ -127,7 +127,7 @@ func (r *restoration) block() []string {
 	}
 	put(0, "huge_pages", "try")
 	for _, name := range slices.Sorted(maps.Keys(limits)) {
-		if n := r.limit(name); n > 0 {
+		if n, recorded := r.limit(name); recorded {
 			put(0, name, strconv.Itoa(n))
 		}
 	}
@@ -162,12 +162,12 @@ const quietPort = 5432
 
 // limit is what pg_control or the manifest names: what the original ran with. What
 // its files name may be something that it would have begun with only later.
-func (r *restoration) limit(name string) int {
-	n := r.o.Part.Limits[name]
+func (r *restoration) limit(name string) (n int, recorded bool) {
+	n, recorded = r.o.Part.Limits[name]
 	if v, err := strconv.Atoi(r.control[limits[name]]); err == nil {
-		n = max(n, v)
+		return max(n, v), true
 	}
-	return n
+	return n, recorded
 }
 
 func (r *restoration) major() int { return r.o.Part.ServerVersionNum / 10000 }
