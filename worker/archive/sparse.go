@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -68,4 +69,37 @@ func mergeExtents(list []Extent, minHole int64) []Extent {
 		out = append(out, e)
 	}
 	return out
+}
+
+// expander turns the data of extents into the file with its holes.
+type expander struct {
+	data io.Reader
+	list []Extent
+	at   int64
+	size int64
+}
+
+func (x *expander) Read(p []byte) (int, error) {
+	for len(x.list) > 0 && x.at == x.list[0].Offset+x.list[0].Length {
+		x.list = x.list[1:]
+	}
+	if x.at == x.size {
+		return 0, io.EOF
+	}
+	next := x.size
+	if len(x.list) > 0 {
+		next = x.list[0].Offset
+	}
+	if x.at < next {
+		n := int(min(int64(len(p)), next-x.at))
+		clear(p[:n])
+		x.at += int64(n)
+		return n, nil
+	}
+	n, err := x.data.Read(p[:min(int64(len(p)), x.list[0].Offset+x.list[0].Length-x.at)])
+	x.at += int64(n)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
