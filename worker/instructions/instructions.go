@@ -5,6 +5,7 @@
 package instructions
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"regexp"
@@ -41,8 +42,9 @@ func Script(m *set.Manifest) []byte {
 		p = &set.Postgres{}
 	}
 	number("MAJOR", int64(major(p)))
+	number("SEGMENT_MB", p.WALSegmentSize>>20)
 	value("PGBACKREST", p.Tool.Version)
-	value("SUPERUSER", superuser(p))
+	value("SUPERUSER", cmp.Or(p.Superuser, "postgres"))
 	value("LABEL", p.Label)
 	value("START_WAL", p.StartWAL)
 	value("STOP_WAL", p.StopWAL)
@@ -84,16 +86,6 @@ func discarded(x *set.EventBus) []string {
 		}
 	}
 	return out
-}
-
-// superuser is the role that initdb made, where the set says.
-func superuser(p *set.Postgres) string {
-	for _, f := range fieldsOf(p) {
-		if f.name == "superuser" {
-			return f.one
-		}
-	}
-	return "postgres"
 }
 
 func major(p *set.Postgres) int { return p.ServerVersionNum / 10000 }

@@ -215,7 +215,7 @@ links=$(find "$data" -type l ! -path "$data/pg_tblspc/*" | cat -v)
 for link in "$data"/pg_tblspc/*; do
   [ ! -L "$link" ] || [[ "$(readlink -m -- "$link")" == "$target/postgres/tablespaces/"* ]] || die "$link leads out of the target"
 done
-rm -f -- "$data"/{standby.signal,recovery.signal,recovery.conf,postmaster.pid,postmaster.opts}
+rm -f -- "$data"/{standby.signal,recovery.signal,recovery.conf,postmaster.pid,postmaster.opts,tablespace_map}
 for name in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
   [ ! -e "$data/$name" ] || mv -- "$data/$name" "$data/$name.original"
 done
@@ -241,7 +241,11 @@ archive_mode = off
 max_logical_replication_workers = 0
 shared_preload_libraries = ''
 huge_pages = try
+superuser_reserved_connections = 0
 C
+  # As initdb sets them: the defaults are too small for such segments to start with.
+  [ "$SEGMENT_MB" -le 16 ] || printf 'min_wal_size = %dMB\nmax_wal_size = %dMB\n' $((5 * SEGMENT_MB)) $((64 * SEGMENT_MB))
+  [ "$MAJOR" -lt 17 ] || echo 'event_triggers = off' # those at log-in run in every session
   [ "$MAJOR" -lt 12 ] || printf "# It takes its WAL from pg_wal, to the end of the backup.\n%s\nrecovery_target_timeline = 'current'\n" "$recovery"
 } >"$data/postgresql.conf"
 : >"$data/postgresql.auto.conf"
@@ -266,4 +270,4 @@ echo "ALTER SUBSCRIPTION name SET (slot_name = NONE): or it takes the changes th
 echo "start PostgreSQL, which then recovers to the end of the backup by itself:"
 echo "  $as$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
 echo "look at it:"
-echo "  $as$bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d postgres -l"
+echo "  $as/usr/bin/env PGOPTIONS=-csession_preload_libraries= $bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d postgres -l"
