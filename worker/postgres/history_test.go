@@ -158,7 +158,7 @@ func TestWhatTheServerDoesWhilePgBackRestCopies(t *testing.T) {
 	require.NoError(t, p.Stop())
 	require.NoError(t, os.RemoveAll(before))
 	r, target := restore(t, w, part)
-	require.Empty(t, r.Before)
+	require.NotContains(t, strings.Join(r.Before, "\n"), "tablespace")
 	require.Empty(t, r.Warnings)
 	// The scan ends where recovery does: what lies behind the backup's end is not replayed.
 	live := filepath.Join(place(t), "live")
@@ -235,8 +235,8 @@ func TestAnOlderSetWithATablespaceInItsWAL(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, r.Warnings, 3)
 	require.Contains(t, strings.Join(r.Warnings, "\n"), "pg_amcheck")
-	require.Len(t, r.Before, 2)
-	for _, step := range r.Before {
+	require.Len(t, r.Before, 4) // two of them of every quiet server
+	for _, step := range r.Before[:2] {
 		if strings.Contains(step, "mkdir") { // taken meanwhile: the step fails, as it says
 			require.NoError(t, os.Mkdir(space, 0o700))
 			require.Error(t, exec.Command("sh", "-c", commandOf(t, step)).Run())
