@@ -73,7 +73,7 @@ type plain struct {
 type unpacker struct {
 	path    string
 	salvage bool // go on behind damage
-	file    *os.File
+	file    *source
 	toHash  chan *chunk
 	toGzip  chan *chunk
 	free    chan *chunk
@@ -100,7 +100,12 @@ func openUnpacker(path string, salvage bool) (*unpacker, error) {
 		return nil, fmt.Errorf("open archive %s: it is not a regular file", path)
 	}
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
-	u := &unpacker{path: path, salvage: salvage, file: f, sum: sha256.New(), quit: make(chan struct{}),
+	return unpack(path, f, salvage), nil
+}
+
+// unpack begins to read f, which path names.
+func unpack(path string, f readable, salvage bool) *unpacker {
+	u := &unpacker{path: path, salvage: salvage, file: &source{readable: f, salvage: salvage}, sum: sha256.New(), quit: make(chan struct{}),
 		toHash: make(chan *chunk, rawChunks), toGzip: make(chan *chunk, rawChunks), free: make(chan *chunk, rawChunks),
 		plain: make(chan plain, plainChunks), reuse: make(chan []byte, plainChunks+2)}
 	for range rawChunks {
@@ -113,7 +118,7 @@ func openUnpacker(path string, salvage bool) (*unpacker, error) {
 	go u.readFile()
 	go u.hash()
 	go u.gunzip()
-	return u, nil
+	return u
 }
 
 func (u *unpacker) readFile() {

@@ -152,7 +152,7 @@ func (j *job) wants(part string) bool { return slices.Contains(j.parts, part) }
 
 // verify refuses what is not whole of the wanted parts, and then a disk that is too small.
 func (j *job) verify(ctx context.Context) error {
-	r, err := Verify(ctx, j.s, VerifyOptions{Kinds: j.kinds(), Progress: j.o.Phase("verify")})
+	r, err := Verify(ctx, j.s, VerifyOptions{Kinds: j.kinds(), Unread: true, Progress: j.o.Phase("verify")})
 	if err != nil {
 		return fmt.Errorf("restore set %s: %w; nothing was written", j.result.Set, err)
 	}

@@ -120,7 +120,19 @@ func (x *scan) run() (err error) {
 		return err
 	}
 	x.body.tell()
+	if err := x.unread(); err != nil {
+		x.bad(x.name, "%v", err)
+	}
 	return x.finish()
+}
+
+// unread says what the disk could not read of the archive.
+func (x *scan) unread() error {
+	n, err := x.r.Unread()
+	if err != nil {
+		err = fmt.Errorf("the disk cannot read %d bytes of it, the first %w: copy the archive to another disk, or see to this one", n, err)
+	}
+	return err
 }
 
 func regularFile(path string) bool {

@@ -37,7 +37,10 @@ const maxDamage = 1000
 
 // VerifyOptions say what to verify.
 type VerifyOptions struct {
-	Kinds    []string       // archives by kind; nil = all
+	Kinds []string // archives by kind; nil = all
+	// Unread takes what the disk cannot read for damage of what lies there. Without it, it
+	// is an error: the archive may be good, and another host or cable read it.
+	Unread   bool
 	Progress stage.Progress // in bytes of the archives; nil = none
 	Now      func() time.Time
 }
@@ -92,6 +95,9 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 	}
 	wait.Wait()
 	for _, x := range scans {
+		if x.err == nil && !o.Unread && x.r != nil {
+			x.err = x.unread()
+		}
 		if x.err != nil {
 			return nil, fmt.Errorf("verify %s: %w", x.path, x.err)
 		}
