@@ -1,6 +1,7 @@
 package instructions
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,9 +35,10 @@ func TestTextSaysWhatIsThereAndEachCommand(t *testing.T) {
 	for _, want := range []string{"PostgreSQL 15, which is the only major", "postgresql-15", "pgBackRest 2.45 or newer", "20210923-202805F", "000000010000000000000030",
 		"oid 16402, name far, location /data3/far", "path /etc/postgresql/15/main/pg_hba.conf", "- /data1/site_data", "- *.tmp", "lineage: 1 partitions, 7 records, 70 bytes", "the search index",
 		"a file changed while it was read", "- max_connections 300", "at most 33593370 bytes", "worker verify " + id.ManifestName(), "--only postgres",
-		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "oid 5, name rosemeta, encoding UTF8, size 900"} {
+		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "oid 5, name rosemeta, encoding UTF8, size 900", "moves consumer"} {
 		require.Contains(t, text, want)
 	}
+	require.NotContains(t, text, "keeps offsets")
 	for _, line := range strings.Split(text, "\n") {
 		require.LessOrEqual(t, utf8.RuneCountInString(line), width, line)
 		require.Equal(t, strings.TrimRight(line, " "), line)
@@ -135,7 +137,10 @@ func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
 		require.NoError(t, os.MkdirAll(path, 0o700))
 		require.NoError(t, os.WriteFile(path+log, []byte(name), 0o600))
 	}
-	out, err := exec.Command("tar", "-czf", filepath.Join(dir, id.EventBusName()), "-C", dir, "eventbus").CombinedOutput()
+	copied := filepath.Join(dir, set.ManifestCopy)
+	require.NoError(t, os.MkdirAll(filepath.Dir(copied), 0o700))
+	require.NoError(t, os.WriteFile(copied, fmt.Appendf(nil, "{\n \"set\": %q\n}\n", id), 0o600))
+	out, err := exec.Command("tar", "-czf", filepath.Join(dir, id.EventBusName()), "-C", dir, "eventbus", set.ManifestCopy).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	script, target := filepath.Join(dir, id.ScriptName()), filepath.Join(t.TempDir(), "new")
 	require.NoError(t, os.WriteFile(script, Script(m), 0o600))
@@ -144,4 +149,109 @@ func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
 	out, err = exec.Command("sh", "-c", "cd "+target+"/unpacked/eventbus/topics && find . -type f | sort | xargs grep -H . && ls").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Equal(t, "./lineage/0"+log+":lineage/0~2\n./lineage/1"+log+":lineage/1~3\n./lineage/2"+log+":lineage/2\nlineage\n", string(out))
+}
+
+// packed makes a set of files: its main archive by tar, and its script beside it.
+func packed(t *testing.T, script string, pack string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "sp ace  dir's")
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "catalog-backup"), 0o755))
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "files/app"), 0o755))
+	for _, name := range []string{"a", "b"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "files/app", name), []byte(name), 0o600))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, set.ManifestCopy), fmt.Appendf(nil, "{\n \"set\": %q\n}\n", id), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, id.ScriptName()), []byte(script), 0o600))
+	cmd := exec.Command("bash", "-euc", pack, "pack", id.MainName())
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return dir
+}
+
+const pack = `tar -czf "$1" files catalog-backup`
+
+func filesScript() string {
+	m := sample()
+	m.Postgres, m.EventBus = nil, nil
+	return string(Script(m))
+}
+
+// Without the manifest, its copy at the end of an archive tells what that is an archive of, and that it was not cut.
+func TestScriptWithoutManifestKnowsTheArchive(t *testing.T) {
+	for name, c := range map[string]struct{ pack, says string }{
+		"cut where gzip sees nothing": {`(tar -cf - --exclude=b files | head -c 1536 | gzip; head -c 1024 /dev/zero | gzip) >"$1"`, "is cut: the copy of the manifest"},
+		"of another set":              {`sed -i s/2021/2020/ catalog-backup/set.json; ` + pack, "of another set, 2020"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := packed(t, filesScript(), c.pack)
+			target := filepath.Join(t.TempDir(), "new")
+			out, err := exec.Command("bash", filepath.Join(dir, id.ScriptName()), target).CombinedOutput()
+			require.Error(t, err, "%s", out)
+			require.Contains(t, string(out), c.says)
+			require.NoDirExists(t, target)
+		})
+	}
+}
+
+// The caller's shell changes nothing, and the archives are found however the script is called.
+func TestScriptHoweverItIsCalled(t *testing.T) {
+	dir := packed(t, filesScript(), pack)
+	link := filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(filepath.Join(dir, id.ScriptName()), link))
+	own := filepath.Join(dir, id.ScriptName())
+	for name, c := range map[string]struct {
+		env  []string
+		call string
+	}{
+		"TAR_OPTIONS":    {[]string{"TAR_OPTIONS=--exclude=a*", "GZIP=-9"}, `bash "$1" "$2"`},
+		"options":        {[]string{"SHELLOPTS=noglob:noclobber:keyword", "BASHOPTS=failglob:nocasematch", "POSIXLY_CORRECT=1", "CDPATH=/:/usr", "GLOBIGNORE=*"}, `exec bash "$1" "$2"`},
+		"functions":      {[]string{"BASH_FUNC_tar%%=() { echo mine; }", "BASH_FUNC_readlink%%=() { echo /mine; }"}, `exec bash "$1" "$2"`},
+		"through a link": {nil, `bash "` + link + `" "$2"`},
+		"from a pipe":    {nil, `cd "$(dirname "$1")"; cat "$1" | bash -s -- "$2"`},
+		"redirected":     {nil, `cd "$(dirname "$1")"; bash -s -- "$2" <"$1"`},
+		"beside, inside": {nil, `tar xzf "$(dirname "$1")"/*.gz -C "$(dirname "$1")" catalog-backup; cp "$1" "$(dirname "$1")/catalog-backup/restore.sh"; bash "$(dirname "$1")/catalog-backup/restore.sh" "$2"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := filepath.Join(t.TempDir(), "new")
+			cmd := exec.Command("bash", "-c", c.call, "bash", own, target)
+			cmd.Env = append(os.Environ(), c.env...)
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			require.Contains(t, string(out), "== done")
+			require.NotContains(t, string(out), "unbound variable")
+			for _, f := range []string{"a", "b"} {
+				require.FileExists(t, filepath.Join(target, "unpacked/files/app", f), "%s", out)
+			}
+		})
+	}
+	out, err := exec.Command("bash", own).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "TARGET   a directory")
+	require.NotContains(t, string(out), "TAR_OPTIONS")
+}
+
+// The command that a refusal names can be copied, whatever the directory is called.
+func TestScriptNamesACommandThatWorks(t *testing.T) {
+	dir := packed(t, string(Script(sample())), pack)
+	target := filepath.Join(t.TempDir(), "new")
+	out, err := exec.Command("bash", filepath.Join(dir, id.ScriptName()), "--from", dir, target, "files", "eventbus").CombinedOutput()
+	require.Error(t, err)
+	_, command, found := strings.Cut(strings.TrimSpace(string(out)), "restore what is there: ")
+	require.True(t, found, "%s", out)
+	out, err = exec.Command("bash", "-c", strings.Replace(command, " postgres", "", 1)).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.FileExists(t, filepath.Join(target, "unpacked/files/app/b"))
+}
+
+// What tar cannot unpack keeps nothing else back, and is an error in the end.
+func TestScriptGoesOnBehindWhatTarCannotUnpack(t *testing.T) {
+	dir := packed(t, filesScript(), `tar -czf "$1" --transform="s,files/app/a,files/app/$(printf 'directory/%.0s' {1..500})a," files catalog-backup`)
+	target := filepath.Join(t.TempDir(), "new")
+	out, err := exec.Command("bash", filepath.Join(dir, id.ScriptName()), target).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "File name too long")
+	require.Contains(t, string(out), "== done")
+	require.Contains(t, string(out), "NOT COMPLETE: tar could not unpack all of "+id.MainName())
+	require.FileExists(t, filepath.Join(target, "unpacked/files/app/b"))
 }

@@ -17,7 +17,19 @@
 # Run it as root (PostgreSQL then gets the account PGUSER_OS, default postgres), or as the user who
 # will run PostgreSQL. It writes below TARGET only, and starts nothing. <id>_alation_backup.restore.txt
 # says what the set holds and what to do afterwards.
-set -euo pipefail
+
+# What the caller's shell and environment say must not count: functions and options of the shell,
+# TAR_OPTIONS, GZIP, CDPATH, POSIXLY_CORRECT, other repositories and servers. Only these do:
+unset -f $(compgen -A function)
+for name in $(compgen -e); do
+  case $name in
+    PATH | HOME | USER | LOGNAME | TERM | TMPDIR | LD_LIBRARY_PATH | PGUSER_OS) ;;
+    *) unset "$name" 2>/dev/null || export -n "${name?}" ;;
+  esac
+done
+set +afkvxBCPT +o posix
+set -B -euo pipefail
+shopt -u nullglob failglob dotglob nocasematch nocaseglob xpg_echo
 export LC_ALL=C
 
 # ---- this set ------------------------------------------------------------------------------------
@@ -25,13 +37,19 @@ export LC_ALL=C
 # --------------------------------------------------------------------------------------------------
 
 die() { printf 'restore %s: %s\n' "$ID" "$*" >&2; exit 1; }
-begun=''
+{ # to its end it is read before anything is done: bash -s takes it from a pipe
+exec </dev/null
+begun='' failed=''
 ended() {
-  [ $? = 0 ] || [ -z "$begun" ] || printf 'restore %s: what is in %s is not complete: remove it, mend the cause and begin again\n' "$ID" "$target" >&2
+  [ $? = 0 ] || [ -z "$begun" ] || printf 'restore %s: what is in %s is not complete: remove it, mend the cause and begin again%s\n' "$ID" "$target" "${failed:+ (tar failed, too; PostgreSQL alone: $self $target postgres)}" >&2
 }
 trap ended EXIT
 step() { printf '== %s\n' "$*"; }
-usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+me=${BASH_SOURCE[0]-}
+usage() {
+  if [ -f "$me" ]; then sed -n '2,/^$/s/^# \{0,1\}//p' "$me"; else echo 'bash -s -- [--from DIR] TARGET [PART...]'; fi >&2
+  exit 2
+}
 # owner runs a command as the account that will run PostgreSQL.
 owner() { if [ "$(id -u)" = 0 ]; then runuser -u "$account" -- "$@"; else "$@"; fi; }
 wants() { [[ " $parts " == *" $1 "* ]]; }
@@ -52,8 +70,6 @@ done
 [ -n "$parts" ] || parts=$PARTS
 target=$(readlink -m -- "$target")
 account=${PGUSER_OS:-postgres}
-# What the caller's environment says of other repositories and servers must not count here.
-for name in ${!PGBACKREST_@} PGDATA PGHOST PGPORT PGOPTIONS PGSERVICE; do unset "$name"; done
 
 # ---- everything that can be refused is refused before anything is written -------------------------
 [[ $target =~ ^[A-Za-z0-9/._@%+,:-]+$ ]] || die "choose a target of plain letters, digits, / . _ and -: $target"
@@ -64,16 +80,23 @@ for tool in tar gzip sha256sum awk df find; do
 done
 [[ "$(tar --version 2>&1)" == *'GNU tar'* ]] || die "GNU tar is needed, since the archives hold extended attributes and sparse files: install it"
 
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-self=$(printf 'bash %q' "$here/$(basename -- "${BASH_SOURCE[0]}")")
 main=${ID}_alation_backup.tar.gz bus=${ID}_alation_eb_backup.tar.gz manifest=${ID}_alation_backup.json
+if [ -f "$me" ]; then
+  real=$(readlink -e -- "$me")
+  self=$(printf 'bash %q' "$real")
+  places=("$(dirname -- "$real")" "$(dirname -- "$(dirname -- "$real")")" "$(readlink -e -- "$(dirname -- "$me")")")
+else
+  self="bash ${ID}_alation_backup.restore.sh"
+  places=("$(pwd -P)")
+fi
 if [ -n "$from" ]; then
   dir=$(readlink -e -- "$from") || die "$from is not there"
 else
-  for dir in "$here" "$(dirname -- "$here")"; do
+  for dir in "${places[@]}" "${places[0]}"; do
     if [ -e "$dir/$main" ] || [ -e "$dir/$bus" ]; then break; fi
   done
 fi
+if [ -n "$from" ] || [ ! -f "$me" ]; then self+=$(printf ' --from %q' "$dir"); fi
 cd / # the server's account need not enter where this was called
 archives=()
 if wants postgres || wants files; then archives+=("$main"); fi
@@ -85,7 +108,7 @@ for a in "${archives[@]}"; do
     if [ "$p" = eventbus ]; then b=$bus; else b=$main; fi
     [ ! -f "$dir/$b" ] || left+=" $p"
   done
-  die "$dir/$a is missing: bring it, or say where the archives lie by --from DIR${left:+, or restore what is there: $self${from:+ --from $dir} $target$left}"
+  die "$dir/$a is missing: bring it, or say where the archives lie by --from DIR${left:+, or restore what is there: $self $target$left}"
 done
 
 bin='' as=''
@@ -94,7 +117,7 @@ if wants postgres; then
     [ -x "$b/pg_ctl" ] && [[ "$("$b/pg_ctl" --version)" =~ \ $MAJOR([.a-z]|$) ]] && { bin=$b; break; }
   done
   others=${PARTS/postgres/}
-  [ -n "$bin" ] || die "PostgreSQL $MAJOR is not installed here, and no other major version can start this database: apt-get install postgresql-$MAJOR (from https://apt.postgresql.org where the system has another), or dnf install postgresql$MAJOR-server (https://yum.postgresql.org)${others:+; without PostgreSQL: $self${from:+ --from $dir} $target$others}"
+  [ -n "$bin" ] || die "PostgreSQL $MAJOR is not installed here, and no other major version can start this database: apt-get install postgresql-$MAJOR (from https://apt.postgresql.org where the system has another), or dnf install postgresql$MAJOR-server (https://yum.postgresql.org)${others:+; without PostgreSQL: $self $target$others}"
   command -v pgbackrest >/dev/null || die "pgBackRest is missing: install the package pgbackrest, $PGBACKREST or newer"
   socket=$target/postgres/socket
   [ ${#socket} -le 87 ] || die "the path of the target is too long for the server's socket: choose one of at most $((87 - 16)) characters"
@@ -120,10 +143,14 @@ if [ -f "$dir/$manifest" ]; then
     (cd -- "$dir" && sha256sum -c - <<<"$sum") || die "$a is damaged: use another set, or a part that lies in the other archive; docs/restoring.md of catalog-backup tells how to get out what is left"
   done
 else
-  echo "the manifest $manifest is not there: gzip's own checksums are all that can be looked at"
+  echo "the manifest $manifest is not there: its copy at the end of each archive and gzip's own checksums are all that can be looked at"
   for a in "${archives[@]}"; do
     gzip -t -- "$dir/$a" || die "$a is damaged: use another set, or a part that lies in the other archive"
-    echo "$a: gzip -t finds nothing wrong"
+    # The copy is the last entry. Where it is not, the archive was cut, at a place where gzip sees nothing.
+    of=$(tar -xzOf "$dir/$a" catalog-backup/set.json 2>/dev/null | awk -F'"' '/^ "set": "/ && id == "" {id = $4} END {print id}') || of=''
+    [ -n "$of" ] || die "$a is cut: the copy of the manifest, its last entry, is not in it: use another set, or a part that lies in the other archive"
+    [ "$of" = "$ID" ] || die "$a is an archive of another set, $(cat -v <<<"$of"): bring the one of this set"
+    echo "$a: gzip -t finds nothing wrong, and it is whole"
   done
 fi
 above=$target
@@ -150,8 +177,9 @@ wants postgres || leave+=(--exclude=postgres)
 wants files || leave+=(--exclude=files)
 for a in "${archives[@]}"; do
   # A name that comes twice is a file that changed while it was backed up: the later one counts, as tar has it.
-  tar -xzpf "$dir/$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' "${leave[@]}"
+  tar -xzpf "$dir/$a" -C "$target/unpacked" --numeric-owner --delay-directory-restore --xattrs --xattrs-include='*' "${leave[@]}" || failed+=" $a"
 done
+[ -z "$failed" ] || echo "WARNING: tar could not unpack all; what it could is restored first" >&2
 
 # Segments of a topic that was deleted, and of a partition that was read anew, while the backup ran. What
 # was read last is the partition: 0~2 stands for 0.
@@ -168,9 +196,15 @@ where() {
   ! wants files || echo "files:      $target/unpacked/files"
   ! wants eventbus || echo "event bus:  $target/unpacked/eventbus/topics"
 }
+# finish ends the program: with an error where something is missing.
+finish() {
+  [ -n "$failed" ] || exit 0
+  begun=''
+  die "NOT COMPLETE: tar could not unpack all of$failed. Its messages above name what is missing; the rest is in $target. (No tar takes a path of more than 4095 bytes; worker restore does.)"
+}
 if ! wants postgres; then
   where
-  exit 0
+  finish
 fi
 
 step "PostgreSQL: pgbackrest restore"
@@ -271,3 +305,5 @@ echo "start PostgreSQL, which then recovers to the end of the backup by itself:"
 echo "  $as$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
 echo "look at it:"
 echo "  $as/usr/bin/env PGOPTIONS=-csession_preload_libraries= $bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d postgres -l"
+finish
+}

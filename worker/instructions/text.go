@@ -176,7 +176,7 @@ func (p *page) events(m *set.Manifest) {
 		return
 	}
 	p.head("6. The Event Bus by hand")
-	p.say("The best way is worker restore with --bus: it keeps offsets, transactions and consumer positions. Without it: create each topic with its number of partitions, one replica and retention.ms=-1, stop the broker, and, in unpacked/eventbus, with its log directory in LOG_DIR:")
+	p.say("The best way is worker restore with --bus: it loads every record in its order, with its transaction, and moves consumer positions to the same records (offsets differ from the old ones where the old topic had holes or did not begin at 0). Without it: create each topic with its number of partitions, one replica and retention.ms=-1, stop the broker, and, in unpacked/eventbus, with its log directory in LOG_DIR:")
 	for _, line := range strings.Split(LoadSegments, "\n") {
 		p.command("%s", line)
 	}
