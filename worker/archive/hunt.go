@@ -97,7 +97,7 @@ func (x *hunt) try(extended bool) (*Header, error) {
 	h, err := x.r.header()
 	x.m.record = nil
 	x.m.tried += int64(len(read))
-	if err == nil && x.m.s.Fits(h) {
+	if err == nil && x.m.s.Fits(h, x.r.cur) {
 		return h, nil
 	}
 	x.r.body, x.r.pad, x.r.holes = 0, 0, nil

@@ -10,8 +10,9 @@ import (
 // Salvage says how a damaged archive is read on.
 type Salvage struct {
 	// Fits tells whether an entry that was found behind a break can be one of the archive:
-	// what lies there may also be the inside of a file.
-	Fits func(h *Header) bool
+	// what lies there may also be the inside of a file. after is the entry that was read
+	// before; nil: none.
+	Fits func(h, after *Header) bool
 	// Bare tells whether an entry is of use though an extended header of it may be lost, and
 	// extended attributes with it. Others are told as damage and left out.
 	Bare func(h *Header) bool

@@ -95,7 +95,7 @@ func salvaged(t *testing.T, raw []byte, known map[string]int) (got map[string]*H
 	require.NoError(t, os.WriteFile(path, raw, 0o600))
 	got, content, told = map[string]*Header{}, map[string]string{}, map[string]string{}
 	r, err := OpenSalvage(path, Salvage{
-		Fits:   func(h *Header) bool { _, ok := known[h.Name]; return ok },
+		Fits:   func(h, _ *Header) bool { _, ok := known[h.Name]; return ok },
 		Bare:   func(*Header) bool { return false },
 		Damage: func(entry string, d *DamageError) { told[entry] += d.Error() + "\n" },
 	})

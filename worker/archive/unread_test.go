@@ -52,7 +52,7 @@ func TestSectorsThatCannotBeRead(t *testing.T) {
 			return nil
 		}}
 		what := fmt.Sprintf("sectors %d to %d of %d", from, to, sectors)
-		x := &Reader{u: unpack("a", disk, true), mend: &mending{s: Salvage{Fits: func(h *Header) bool { _, ok := s.byName[h.Name]; return ok }, Bare: func(*Header) bool { return false }}}}
+		x := &Reader{u: unpack("a", disk, true), mend: &mending{s: Salvage{Fits: func(h, _ *Header) bool { _, ok := s.byName[h.Name]; return ok }, Bare: func(*Header) bool { return false }}}}
 		got := map[string]string{}
 		for {
 			h, err := x.Next()

@@ -24,9 +24,13 @@ const maxCopy = 1 << 30
 // prefixes tells what an archive was seen to hold.
 type prefixes struct{ main, bus bool }
 
-// readCopy reads through an archive to the copy of the manifest that it carries.
+// readCopy reads through an archive to the copy of the manifest that it carries, the last
+// entry. What comes behind damage may lie in a file, and be the archive of another set: the
+// last copy counts, but one of the set that the archive's name says comes first.
 func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 	var seen prefixes
+	id, _ := set.IDOfName(filepath.Base(path))
+	var found *text
 	var first *archive.DamageError // what the copy may be missing for
 	r, err := archive.OpenSalvage(path, salvage("", func(_ string, d *archive.DamageError) { first = cmp.Or(first, d) }))
 	if err != nil {
@@ -40,18 +44,21 @@ func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 		}
 		h, err := r.Next()
 		if err == nil && h.Name == set.ManifestCopy && h.Kind == archive.Regular {
-			var text *text
-			if h.Size > maxCopy {
-				err = fmt.Errorf("it has %d bytes, more than %d", h.Size, maxCopy)
-			} else {
-				text, err = keepText(g)
-			}
-			if err == nil {
-				return text, seen, nil
+			text, unread := keepCopy(h, g)
+			var damaged *archive.DamageError
+			switch {
+			case errors.As(unread, &damaged):
+				first = cmp.Or(first, damaged)
+			case unread != nil:
+				return nil, seen, unread
+			case found == nil || !found.of(id) || text.of(id):
+				found = text
 			}
 		}
 		var damaged *archive.DamageError
 		switch {
+		case err == io.EOF && found != nil:
+			return found, seen, nil
 		case err == io.EOF && first != nil:
 			err = errors.New(inWords(first))
 		case err == io.EOF && !seen.main && !seen.bus:
@@ -64,7 +71,6 @@ func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 			return nil, seen, err
 		}
 		if err != nil {
-			id, _ := set.IDOfName(filepath.Base(path))
 			return nil, seen, &DamagedError{Set: string(id), Doing: "read the copy of the manifest in " + path, Total: 1,
 				Damage: []Damage{{Archive: filepath.Base(path), Entry: filepath.Base(path), Problem: err.Error()}},
 				Remedy: "without a manifest nothing can be checked or restored by this program: bring the manifest or the set's other archive"}
@@ -72,6 +78,14 @@ func readCopy(ctx context.Context, path string) (*text, prefixes, error) {
 		seen.main = seen.main || under(h.Name, set.PostgresRepo) || under(h.Name, set.PostgresConfig) || under(h.Name, set.FilesPrefix)
 		seen.bus = seen.bus || under(h.Name, set.EventBusPrefix)
 	}
+}
+
+// keepCopy keeps the entry h of r, a copy of the manifest.
+func keepCopy(h *archive.Header, r io.Reader) (*text, error) {
+	if h.Size > maxCopy {
+		return nil, &archive.DamageError{What: fmt.Sprintf("the copy of the manifest has %d bytes, more than %d", h.Size, int64(maxCopy))}
+	}
+	return keepText(r)
 }
 
 // under tells whether an entry is the directory prefix or lies in it.
@@ -126,6 +140,9 @@ func differs(manifest, archived io.Reader) []difference {
 	places := differing(value(x.Head()), value(y.Head()))
 	if first != "" && !slices.ContainsFunc(places, func(p string) bool { return topOf(p) == FilesPart }) {
 		places = append(places, first)
+	}
+	if slices.Contains(places, ".set") { // it says nothing of this set's parts
+		return []difference{{"", "it is of another set"}}
 	}
 	var out []difference
 	for _, p := range places {

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ type Set struct {
 	files  *archive.List     // that it lists; Manifest itself has them not
 	paths  map[string]string // archives by kind; "" for one that is not beside a copied manifest
 	before []Damage          // what was found wrong on the way
+	// manifest is what is wrong with the manifest beside an archive whose copy is used. It
+	// keeps nobody from what the archives hold.
+	manifest []Damage
 }
 
 // ID is the set's id.
@@ -131,7 +135,7 @@ func openManifest(path string) (*Set, error) {
 	}
 	s := &Set{Manifest: m, files: files, Dir: filepath.Dir(path), Source: path, text: text, paths: map[string]string{}}
 	if id, ok := set.IDOfName(filepath.Base(path)); ok && string(id) != m.Set {
-		s.before = append(s.before, Damage{Entry: filepath.Base(path), Problem: fmt.Sprintf("it is the manifest of set %s, not of the one that its name says", m.Set)})
+		s.before = append(s.before, Damage{Entry: filepath.Base(path), Problem: fmt.Sprintf("it is the manifest of set %s, not of the one that its name says: give the path of an archive, and the copy in it is used", m.Set)})
 	}
 	for _, a := range m.Archives {
 		s.paths[a.Kind] = filepath.Join(s.Dir, a.Name)
@@ -153,24 +157,84 @@ func decode(t *text, from string) (*set.Manifest, *archive.List, error) {
 		Remedy: "every archive of a set carries a copy of the manifest: give an archive instead"}
 }
 
-// openArchive takes the manifest beside the archive where it can be read, else the
-// archive's copy of it.
+// openArchive takes the manifest beside the archive where it can be read and is of the
+// set that the archive's name says, else the copy of it in an archive.
 func openArchive(ctx context.Context, path string) (*Set, error) {
 	var notes []string
-	var before []Damage
+	var wrong []Damage
 	dir, base := filepath.Split(path)
-	if id, ok := set.IDOfName(base); ok && exists(filepath.Join(dir, id.ManifestName())) {
+	id, named := set.IDOfName(base)
+	beside := named && exists(filepath.Join(dir, id.ManifestName()))
+	if beside {
 		s, err := openManifest(filepath.Join(dir, id.ManifestName()))
-		if err == nil || errors.Is(err, set.ErrUnknownVersion) {
-			return s, err
-		}
-		notes = append(notes, fmt.Sprintf("%v; its copy in %s is used", err, base))
 		var d *DamagedError
-		if errors.As(err, &d) {
-			notes = []string{fmt.Sprintf("the manifest %s is damaged: its copy in %s is used", id.ManifestName(), base)}
-			before = d.Damage
+		switch {
+		case err == nil && s.ID() == id, errors.Is(err, set.ErrUnknownVersion):
+			return s, err
+		case err == nil:
+			notes, wrong = []string{fmt.Sprintf("the manifest %s is of another set, %s: its copy in the archive is used", id.ManifestName(), s.ID())}, s.before
+		case errors.As(err, &d):
+			notes, wrong = []string{fmt.Sprintf("the manifest %s is damaged: its copy in the archive is used", id.ManifestName())}, d.Damage
+		default:
+			notes = []string{fmt.Sprintf("%v; its copy in the archive is used", err)}
 		}
 	}
+	s, err := openCopies(ctx, path, id)
+	if err != nil {
+		return nil, err
+	}
+	s.Notes, s.manifest = append(notes, s.Notes...), wrong
+	if !beside {
+		s.note("the manifest %s is not beside the archive, its copy in the archive is used", s.ID().ManifestName())
+	}
+	s.note("the archives' sizes and SHA-256 could not be checked")
+	for _, a := range s.Manifest.Archives {
+		if s.paths[a.Kind] == "" {
+			s.note("%s is not beside the archive and was not checked", a.Name)
+		}
+	}
+	return s, nil
+}
+
+// openCopies takes the copy of the manifest in the archive at path; where that archive has
+// none that can be read, or one of another set than id, that in the set's other archive. id
+// is empty where the archive's name tells none.
+func openCopies(ctx context.Context, path string, id set.ID) (*Set, error) {
+	paths := []string{path}
+	for _, name := range []string{id.MainName(), id.EventBusName()} {
+		if other := filepath.Join(filepath.Dir(path), name); id != "" && other != path && exists(other) {
+			paths = append(paths, other)
+		}
+	}
+	var first error
+	var foreign *Set
+	for _, p := range paths {
+		s, err := openCopy(ctx, p)
+		if err != nil {
+			if ended(ctx) != nil || errors.Is(err, set.ErrUnknownVersion) {
+				return nil, err
+			}
+			first = cmp.Or(first, err)
+			continue
+		}
+		if id != "" && s.ID() != id {
+			foreign = cmp.Or(foreign, s)
+			continue
+		}
+		if p != path {
+			s.note("%s has no copy of the manifest that can be used: that in %s is", filepath.Base(path), filepath.Base(p))
+		}
+		return s, nil
+	}
+	if foreign == nil {
+		return nil, first
+	}
+	base := filepath.Base(foreign.Source)
+	foreign.before = append(foreign.before, Damage{Entry: base, Problem: fmt.Sprintf("it is an archive of set %s, not of the one that its name says: bring that one's, or give this one its own name", foreign.ID())})
+	return foreign, nil
+}
+
+func openCopy(ctx context.Context, path string) (*Set, error) {
 	text, seen, err := readCopy(ctx, path)
 	if err != nil {
 		return nil, err
@@ -179,14 +243,8 @@ func openArchive(ctx context.Context, path string) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{Manifest: m, files: files, Dir: filepath.Clean(dir), Source: path, Notes: notes, copied: true, text: text, before: before, paths: map[string]string{}}
+	s := &Set{Manifest: m, files: files, Dir: filepath.Dir(path), Source: path, copied: true, text: text, paths: map[string]string{}}
 	s.place(path, seen)
-	s.note("the manifest %s is not beside the archive, its copy in the archive is used: the archives' sizes and SHA-256 could not be checked", s.ID().ManifestName())
-	for _, a := range m.Archives {
-		if s.paths[a.Kind] == "" {
-			s.note("%s is not beside the archive and was not checked", a.Name)
-		}
-	}
 	return s, nil
 }
 
@@ -200,7 +258,7 @@ func (s *Set) place(path string, seen prefixes) {
 	}
 	if given == "" { // it was renamed
 		given = set.MainArchive
-		if seen.bus || !seen.main && s.Manifest.EventBus != nil {
+		if !seen.main && (seen.bus || s.Manifest.EventBus != nil) {
 			given = set.EventBusArchive
 		}
 	}

@@ -105,9 +105,9 @@ func Restore(ctx context.Context, s *Set, o Options) (*Result, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if s.copied { // that the manifest itself is damaged, which is noted, keeps nobody from what the archives hold
+	if len(s.manifest) > 0 { // it is noted
 		whole := *s
-		whole.before = nil
+		whole.manifest = nil
 		s = &whole
 	}
 	j := &job{o: o, s: s, result: &Result{Set: s.Manifest.Set, Target: o.Target, Parts: []string{}, Notes: []string{}, Warnings: []string{}, Next: []string{}}}

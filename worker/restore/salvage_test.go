@@ -5,15 +5,18 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/archive"
 	"catalog-backup/worker/stage"
 )
 
@@ -224,4 +227,36 @@ func TestSalvageAnyDamage(t *testing.T) {
 			require.Greater(t, whole, len(hits)/3)
 		})
 	}
+}
+
+// The archive of an older set is among the files, where the archive is damaged: nothing in it
+// is taken for the database, nor its manifest for that of the set.
+func TestSalvageOverAnOlderSet(t *testing.T) {
+	from, older := smallSet(t)
+	packed, err := os.ReadFile(filepath.Join(filepath.Dir(from), set.ID(older.Set).MainName()))
+	require.NoError(t, err)
+	entry := set.FilesPrefix + source.app[1:] + "/older_alation_backup.tar.gz"
+	dir, m := source.copyOf(t)
+	rewrite(t, dir, set.MainArchive, m, func(l []item) []item {
+		at := slices.IndexFunc(l, func(x item) bool { return partOf(x.h.Name) == FilesPart && x.h.Kind == archive.Regular })
+		h := *l[at].h
+		h.Name, h.Size = entry, int64(len(packed))
+		return slices.Insert(l, at, item{&h, packed})
+	}, nil)
+	path := filepath.Join(dir, source.id().MainName())
+	l := layoutOf(t, path)
+	at := slices.IndexFunc(l.parts, func(s span) bool { return s.entry == entry })
+	own := slices.IndexFunc(l.members, func(x member) bool { return x.from > l.parts[at].from })
+	clear(l.raw[l.members[own].rawFrom:][:40]) // of what is stored in it as it is, the first member is found next
+	require.NoError(t, os.WriteFile(path, l.raw, 0o600))
+
+	whole, _ := salvaged(t, source.manifest(source.dump), PostgresPart)
+	got, r := salvaged(t, source.manifest(dir), PostgresPart, FilesPart)
+	require.True(t, maps.Equal(whole[PostgresPart], got[PostgresPart]), "%v", r.Damage)
+	require.Nil(t, got[FilesPart])
+	require.NoError(t, os.Remove(source.manifest(dir)))
+	s, err := Open(t.Context(), path, "")
+	require.NoError(t, err)
+	require.Equal(t, source.set, s.Manifest.Set)
+	require.Empty(t, s.before)
 }

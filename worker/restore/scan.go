@@ -34,6 +34,7 @@ type scan struct {
 	bus   *eventbus.Verifier
 
 	copies int
+	late   []string // entries that came after the last copy
 	differ []Damage // what the manifest's copy says otherwise
 	breaks int      // of the archive's file
 	before int      // breaks when the manifest's copy came
@@ -157,12 +158,16 @@ func (x *scan) broken(entry string, d *archive.DamageError) {
 
 // salvage is how an archive of this kind is read, in the verification and in the extraction alike.
 // What it leaves out behind a break is missed by the verifier of its part; only the
-// loss of a file's extended attributes would be missed by nobody.
+// loss of a file's extended attributes would be missed by nobody. Files may be archives of
+// older sets: a database comes first in its archive, so one behind anything else is in a file.
 func salvage(kind string, told func(string, *archive.DamageError)) archive.Salvage {
 	return archive.Salvage{Damage: told,
 		Bare: func(h *archive.Header) bool { return partOf(h.Name) != FilesPart },
-		Fits: func(h *archive.Header) bool {
+		Fits: func(h, after *archive.Header) bool {
 			part := partOf(h.Name)
+			if part == PostgresPart && after != nil && partOf(after.Name) != PostgresPart {
+				return false
+			}
 			if part == "" {
 				return strings.HasPrefix(h.Name, path.Dir(set.ManifestCopy)+"/")
 			}
@@ -192,8 +197,8 @@ func (x *scan) entry(h *archive.Header) error {
 		x.bad(h.Name, "%v", err)
 		return nil
 	}
-	if x.copies > 0 && h.Name != set.ManifestCopy {
-		x.bad(h.Name, "it comes after the copy of the manifest, which is always the last entry")
+	if x.copies > 0 && h.Name != set.ManifestCopy && len(x.late) < maxDamage {
+		x.late = append(x.late, h.Name)
 	}
 	switch {
 	case h.Name == set.ManifestCopy:
@@ -248,9 +253,9 @@ func (x *scan) manifestCopy(h *archive.Header) error {
 	if !x.regular(h) {
 		return nil
 	}
-	if x.copies > 1 {
+	if x.copies > 1 { // the last one is the archive's own: those before it were in its files
 		x.bad(h.Name, "it is in the archive twice")
-		return nil
+		x.differ, x.late = nil, nil
 	}
 	most := 2*x.set.text.size + 1<<20
 	if h.Size > most {
@@ -284,6 +289,9 @@ func (x *scan) copyDiffers() {
 func (x *scan) finish() error {
 	var errs []error
 	x.copyDiffers()
+	for _, name := range x.late {
+		x.bad(name, "it comes after the copy of the manifest, which is always the last entry")
+	}
 	if x.pg != nil {
 		errs = append(errs, x.pg.Finish())
 		x.refusal = x.pg.Refusal()

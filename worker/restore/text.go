@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/flate"
+
+	"catalog-backup/shared/set"
 )
 
 // text is the text of a manifest, kept compressed: it lists every file, 240 bytes
@@ -53,6 +55,12 @@ func (t *text) open() io.Reader {
 		parts = append(parts, bytes.NewReader(p))
 	}
 	return flate.NewReader(io.MultiReader(parts...))
+}
+
+// of tells whether it is a manifest of set id.
+func (t *text) of(id set.ID) bool {
+	m, err := set.ScanManifest(t.open(), "", func(*set.File) error { return nil })
+	return err == nil && set.ID(m.Set) == id
 }
 
 // watched remembers the error of a reader, which must not be taken for a fault of

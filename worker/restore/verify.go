@@ -75,6 +75,7 @@ func Verify(ctx context.Context, s *Set, o VerifyOptions) (*Report, error) {
 	}
 	r := &Report{Set: s.Manifest.Set, Damage: []Damage{}, Notes: append([]string{}, s.Notes...), whole: true, sums: map[string]archive.Sum{}}
 	r.add(s.before, len(s.before))
+	r.add(s.manifest, len(s.manifest))
 	own := contradictions(s.Manifest, s.files, s.copied)
 	r.add(own, len(own))
 	if o.Kinds == nil { // a restore does not need them
