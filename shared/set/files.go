@@ -8,10 +8,13 @@ type Files struct {
 	Exclude []string `json:"exclude"` // patterns
 	// Places says where each of Paths led when the run began: what is stored is stored
 	// there. Sets of before this was recorded have none.
-	Places  []Place `json:"places,omitempty"`
-	Count   int64   `json:"count"` // entries
-	Bytes   int64   `json:"bytes"` // of file contents
-	Entries []File  `json:"entries"`
+	Places []Place `json:"places,omitempty"`
+	Count  int64   `json:"count"` // entries
+	Bytes  int64   `json:"bytes"` // of file contents
+	// Holes is how many of Bytes are holes of sparse files, which take no room. 0: none, or
+	// a set of before this was recorded.
+	Holes   int64  `json:"holes,omitempty"`
+	Entries []File `json:"entries"`
 }
 
 // Place is what a configured path led to when the run began.
@@ -53,6 +56,7 @@ type File struct {
 	// SHA256Of is "extents" for a sparse file with over 1 GiB of holes: its SHA256 is of the
 	// sparse map as in the archive, without padding, and the data. Empty: of the whole content.
 	SHA256Of string `json:"sha256_of,omitempty"`
+	Holes    int64  `json:"holes,omitempty"` // bytes of Size that are holes
 	// Changed says what happened while the file was read, empty if nothing did:
 	// changed, shrunk, grown, vanished, unreadable. A file without SHA256 is then not in
 	// the archive at all.

@@ -259,7 +259,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 		return fmt.Errorf("look at %s after reading: %w", show(n.path), err)
 	}
 	rec := a.file(n, kindFile, disturbance(&st, &after))
-	rec.Size = h.Size
+	rec.Size, rec.Holes = h.Size, h.Size-h.Stored()
 	if c.sum != nil {
 		rec.SHA256, rec.SHA256Of = c.sum.hex(), c.sum.of
 	}

@@ -236,7 +236,7 @@ func (j *job) fill(ctx context.Context, w *archive.Writer) error {
 	}
 	j.m.Warnings = append(j.m.Warnings, f.Warnings...)
 	j.m.Notes = append(j.m.Notes, f.Notes...)
-	j.m.Files.Count, j.m.Files.Bytes = j.spool.count, j.spool.bytes
+	j.m.Files.Count, j.m.Files.Bytes, j.m.Files.Holes = j.spool.count, j.spool.bytes, j.spool.holes
 	return nil
 }
 

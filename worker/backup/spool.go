@@ -21,6 +21,7 @@ type spool struct {
 	last  map[name]int64 // of the paths that were stored anew: the line that counts
 	count int64
 	bytes int64
+	holes int64
 }
 
 // name is a path of any bytes, as the manifest has it.
@@ -55,6 +56,7 @@ func (s *spool) tally(f *set.File, sign int64) {
 	s.count += sign
 	if f.Kind == "file" {
 		s.bytes += sign * f.Size
+		s.holes += sign * f.Holes
 	}
 }
 

@@ -24,9 +24,13 @@ func TestSpoolReplaces(t *testing.T) {
 	for _, f := range []set.File{file("/b", 20), file("/new", 5), {Path: "/c", Kind: "symlink"}, file("/b", 200), raw} {
 		require.NoError(t, s.replace(f))
 	}
+	sparse := func(holes int64) set.File { return set.File{Path: "/s", Kind: "file", Size: 1 << 40, Holes: holes} }
+	require.NoError(t, s.add(sparse(1<<40)))
+	require.NoError(t, s.replace(sparse(1<<40-4096)))
 	require.NoError(t, s.settle())
-	require.Equal(t, int64(6), s.count)
-	require.Equal(t, int64(1+200+5+7), s.bytes)
+	require.Equal(t, int64(7), s.count)
+	require.Equal(t, int64(1+200+5+7+1<<40), s.bytes)
+	require.Equal(t, int64(1<<40-4096), s.holes)
 	for range 2 { // once for the copy in the archive, once for the manifest
 		require.NoError(t, s.rewind())
 		var got []string
@@ -40,6 +44,6 @@ func TestSpoolReplaces(t *testing.T) {
 			require.NoError(t, json.Unmarshal(b, &f))
 			got = append(got, f.Kind+f.Path+f.PathBytes)
 		}
-		require.Equal(t, []string{"file/a", "dir/d", "file/new", "symlink/c", "file/b", "file/bL2L/"}, got)
+		require.Equal(t, []string{"file/a", "dir/d", "file/new", "symlink/c", "file/b", "file/bL2L/", "file/s"}, got)
 	}
 }

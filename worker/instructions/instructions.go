@@ -104,7 +104,7 @@ func needOf(m *set.Manifest) need {
 		n.postgres = p.Size + p.RepoSize + int64(len(p.WAL))*p.WALSegmentSize
 	}
 	if m.Files != nil {
-		n.files = m.Files.Bytes + m.Files.Count*block
+		n.files = m.Files.Bytes - m.Files.Holes + m.Files.Count*block
 	}
 	if m.EventBus != nil {
 		for _, t := range m.EventBus.Topics {

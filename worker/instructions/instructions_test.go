@@ -25,7 +25,7 @@ func sample() *set.Manifest {
 			StartWAL: "000000010000000000000030", StopWAL: "000000010000000000000031", StartLSN: "0/30000028", StopLSN: "0/31000138", WALSegmentSize: 16 << 20, WAL: make([]set.WALFile, 2),
 			Size: 1000, RepoSize: 100, Limits: map[string]int{"max_connections": 300, "max_wal_senders": 10}, Tablespaces: []set.Tablespace{{OID: 16402, Name: "far", Location: "/data3/far"}},
 			Databases: []set.Database{{OID: 5, Name: "rosemeta", Encoding: "UTF8", Size: 900}}, Config: []set.ConfigFile{{Path: "/etc/postgresql/15/main/pg_hba.conf"}}},
-		Files:    &set.Files{Paths: []string{"/data1/site_data"}, Exclude: []string{"*.tmp"}, Count: 3, Bytes: 5000},
+		Files:    &set.Files{Paths: []string{"/data1/site_data"}, Exclude: []string{"*.tmp"}, Count: 3, Bytes: 3<<40 + 5000, Holes: 3 << 40},
 		EventBus: &set.EventBus{Topics: []set.Topic{{Name: "lineage", Partitions: []set.Partition{{Records: 7, Bytes: 70, Segments: make([]set.Segment, 1)}}}}},
 	}
 }

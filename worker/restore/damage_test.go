@@ -105,6 +105,9 @@ func TestVerifyGood(t *testing.T) {
 	require.Empty(t, r.Damage)
 	require.Empty(t, r.Notes)
 	require.Greater(t, r.Bytes, int64(3<<20))
+	m, err := set.ReadManifest(source.manifest(source.dump))
+	require.NoError(t, err)
+	require.Equal(t, int64(64<<20-4096), m.Files.Holes, "which are told, since they take no room")
 }
 
 // A set that is only packed anew is as good as before: what the tests below find is
