@@ -67,6 +67,7 @@ func TestRestoreByHand(t *testing.T) {
 
 	t.Run("out of the archive alone, as an ordinary user", func(t *testing.T) { byHandFromTheArchive(t, s, a, rows, want) })
 	t.Run("parts of what is left", func(t *testing.T) { byHandInParts(t, s, a, files) })
+	t.Run("what tar cannot unpack", func(t *testing.T) { byHandBesideTarsFaults(t, a, rows, want) })
 	t.Run("nothing leads out of the target", func(t *testing.T) { byHandStaysInside(t, s, a, segment, later) })
 	t.Run("refusals", func(t *testing.T) { byHandRefuses(t, s, a) })
 }
@@ -154,6 +155,21 @@ func byHandInParts(t *testing.T, s *site, a answer, files map[string]string) {
 	require.Equal(t, files, tree(t, filepath.Join(dir, "files/unpacked/files", s.root, "app")))
 	require.NoDirExists(t, filepath.Join(dir, "files/unpacked/postgres"))
 	require.NoDirExists(t, filepath.Join(dir, "files/postgres"))
+}
+
+// byHandBesideTarsFaults: that tar could not unpack something keeps the database from
+// nobody. A tar that says so stands in for a set with a path that is too long for it.
+func byHandBesideTarsFaults(t *testing.T, a answer, rows, want string) {
+	target := filepath.Join(filepath.Dir(*a.Manifest), "..", "beside-faults")
+	fake := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(fake, "tar"), []byte("#!/bin/sh\n/usr/bin/tar \"$@\"\ncase $1 in -xzpf) exit 2;; esac\n"), 0o755))
+	cmd := exec.Command("bash", scriptOf(a), target)
+	cmd.Env = append(os.Environ(), "PATH="+fake+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "NOT COMPLETE: tar could not unpack all of")
+	startByHand(t, string(out))
+	require.Equal(t, strings.TrimSpace(want), restoredQuery(t, string(out), rows))
 }
 
 // byHandStaysInside: a link in the data directory, and a tablespace that was made while

@@ -206,7 +206,7 @@ func TestScriptHoweverItIsCalled(t *testing.T) {
 	}{
 		"TAR_OPTIONS":    {[]string{"TAR_OPTIONS=--exclude=a*", "GZIP=-9"}, `bash "$1" "$2"`},
 		"options":        {[]string{"SHELLOPTS=noglob:noclobber:keyword", "BASHOPTS=failglob:nocasematch", "POSIXLY_CORRECT=1", "CDPATH=/:/usr", "GLOBIGNORE=*"}, `exec bash "$1" "$2"`},
-		"functions":      {[]string{"BASH_FUNC_tar%%=() { echo mine; }", "BASH_FUNC_readlink%%=() { echo /mine; }"}, `exec bash "$1" "$2"`},
+		"functions":      {[]string{"BASH_FUNC_tar%%=() { echo mine; }", "BASH_FUNC_readlink%%=() { echo /mine; }", "BASH_FUNC_unset%%=() { :; }", "BASH_FUNC_compgen%%=() { :; }"}, `exec bash "$1" "$2"`},
 		"through a link": {nil, `bash "` + link + `" "$2"`},
 		"from a pipe":    {nil, `cd "$(dirname "$1")"; cat "$1" | bash -s -- "$2"`},
 		"redirected":     {nil, `cd "$(dirname "$1")"; bash -s -- "$2" <"$1"`},

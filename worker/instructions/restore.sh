@@ -20,6 +20,8 @@
 
 # What the caller's shell and environment say must not count: functions and options of the shell,
 # TAR_OPTIONS, GZIP, CDPATH, POSIXLY_CORRECT, other repositories and servers. Only these do:
+POSIXLY_CORRECT=1 # the special builtin comes before a function of its name
+unset -f compgen export shopt
 unset -f $(compgen -A function)
 for name in $(compgen -e); do
   case $name in

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -33,6 +34,8 @@ func TestArchiveUnderAnotherSetsName(t *testing.T) {
 	out, _, code := source.run(t, "verify", other.Set, "--dir", dir)
 	require.Equal(t, 8, code)
 	require.Contains(t, out, "an archive of set "+source.set)
+	require.Contains(t, out, "no proof was written")
+	require.NoFileExists(t, filepath.Join(dir, source.id().ProofName()), "whose own files may be whole")
 	for _, what := range []string{other.Set, main} {
 		_, errs, code := source.run(t, "restore", what, "--dir", dir, "--only", "files", "--target", dir+"/new")
 		require.Equal(t, 8, code)
@@ -66,7 +69,13 @@ func TestCopyOfTheManifestThatCanBeUsed(t *testing.T) {
 	_, r, whole := opened(t, source.set, dir)
 	require.Empty(t, whole)
 	require.Contains(t, r.Damage[0].Problem, "give the path of an archive")
-	s, r, _ := opened(t, main, "")
+	s, err := Open(t.Context(), source.set, dir)
+	require.NoError(t, err)
+	s.Prove(r, time.Unix(0, 0))
+	proofs, err := filepath.Glob(dir + "/*.proof.json")
+	require.NoError(t, err)
+	require.Equal(t, []string{filepath.Join(dir, source.id().ProofName())}, proofs, "and of no other set")
+	s, r, _ = opened(t, main, "")
 	require.Equal(t, source.id(), s.ID())
 	require.Equal(t, s.manifest, r.Damage, "a verification tells of the manifest, and finds nothing else")
 	v := source.restore(t, main, "--only", "files", "--target", scratch(t)+"/new")

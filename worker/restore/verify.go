@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -194,8 +195,15 @@ func contradictions(m *set.Manifest, files *archive.List, copied bool) []Damage 
 
 // Prove writes what r found beside the set. That a proof cannot be written, in a
 // read-only place, is only noted; so is that there is none where a part of the set
-// was not checked and the rest is good.
+// was not checked and the rest is good, or where an archive has not the set's name: the set
+// itself may lie beside it. A manifest speaks for the set that its name says.
 func (s *Set) Prove(r *Report, at time.Time) {
+	base := filepath.Base(s.Source)
+	id, _ := set.IDOfName(base)
+	if id == "" || id != s.ID() && base != id.ManifestName() {
+		r.note("no proof was written, since %s has not the name of set %s", base, s.ID())
+		return
+	}
 	if r.Good && !r.whole {
 		r.note("no proof was written, since not all of the set was checked")
 		return
@@ -204,7 +212,7 @@ func (s *Set) Prove(r *Report, at time.Time) {
 	for _, d := range r.Damage {
 		p.Damage = append(p.Damage, set.Damage{Part: d.Part, Entry: d.Entry, Problem: d.Problem, Restorable: d.Restorable})
 	}
-	if err := set.AddProof(s.Dir, s.ID(), p); err != nil {
+	if err := set.AddProof(s.Dir, id, p); err != nil {
 		r.note("the proof could not be kept beside the set: %v", err)
 	}
 }
