@@ -133,8 +133,11 @@ func tree(t testing.TB, dir string) map[string]string {
 
 func TestRestoreEverything(t *testing.T) {
 	dir, _ := source.copyOf(t)
-	target := filepath.Join(scratch(t), "not", "there", "yet")
+	above := scratch(t)
+	passOn(t, above)
+	target := filepath.Join(above, "not", "there", "yet")
 	v := source.restore(t, source.manifest(dir), "--target", target)
+	noACL(t, target)
 	require.NoError(t, os.RemoveAll(dir)) // nothing but the target may be needed
 	require.Equal(t, []string{PostgresPart, FilesPart, EventBusPart}, v.Parts)
 
@@ -152,6 +155,28 @@ func TestRestoreEverything(t *testing.T) {
 	require.Equal(t, source.rows, ask(rowsDigest))
 	require.Equal(t, "off", ask("show archive_mode"))
 	require.True(t, strings.HasPrefix(ask("select pg_tablespace_location(oid) from pg_tablespace where spcname='spaced'"), filepath.Join(target, "postgres/tablespaces/")))
+}
+
+// passOn gives dir a default ACL, which passes to what is made in it.
+func passOn(t testing.TB, dir string) {
+	t.Helper()
+	acl := []byte{2, 0, 0, 0}
+	for _, e := range [][]byte{{1, 0, 7, 0, 255, 255, 255, 255}, {2, 0, 7, 0, 0xd2, 4, 0, 0}, {4, 0, 5, 0, 255, 255, 255, 255}, {16, 0, 7, 0, 255, 255, 255, 255}, {32, 0, 5, 0, 255, 255, 255, 255}} {
+		acl = append(acl, e...)
+	}
+	require.NoError(t, unix.Setxattr(dir, "system.posix_acl_default", acl, 0))
+}
+
+// noACL looks at all that was restored: the source has no ACLs.
+func noACL(t testing.TB, dir string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		b := make([]byte, 4096)
+		n, e := unix.Llistxattr(path, b)
+		require.NoError(t, errors.Join(err, e), path)
+		require.NotContains(t, string(b[:n]), "posix_acl", path)
+		return nil
+	}))
 }
 
 // The archives alone are enough, and each alone for its parts.
@@ -388,7 +413,9 @@ func TestRestoreIntoGivenDirectory(t *testing.T) {
 	}
 	target := scratch(t)
 	require.NoError(t, os.Chmod(target, 0o700))
+	passOn(t, target)
 	v := source.restore(t, source.manifest(source.dump), "--only", "postgres", "--target", target)
+	noACL(t, filepath.Join(target, "postgres"))
 	require.Equal(t, source.rows, serve(t, v)(rowsDigest))
 	require.NoDirExists(t, filepath.Join(target, "files"))
 }
