@@ -284,7 +284,7 @@ func TestBusyTree(t *testing.T) {
 			default:
 			}
 			p := filepath.Join(root, "b", string(rune('A'+i%40)))
-			switch i % 5 {
+			switch i % 6 {
 			case 0:
 				os.Remove(p)
 			case 1:
@@ -296,6 +296,10 @@ func TestBusyTree(t *testing.T) {
 			case 4:
 				os.Remove(p)
 				os.Symlink("x", p)
+			case 5:
+				os.RemoveAll(filepath.Join(root, "b", "tmp"))
+				os.Mkdir(filepath.Join(root, "b", "tmp"), 0755)
+				os.WriteFile(filepath.Join(root, "b", "tmp", string(rune('A'+i%3))), nil, 0644)
 			}
 		}
 	}()

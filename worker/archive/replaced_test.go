@@ -28,20 +28,20 @@ func TestPlaceReplacedWhileRead(t *testing.T) {
 		replace func(app string)
 		want    string
 	}{
-		"the place": {green, "was replaced by another directory while it was read"},
+		"the place": {green, "was replaced while it was read"},
 		"the place, of the same number": {func(app string) {
 			rename(t, app+"/z", app+".z")
 			require.NoError(t, os.RemoveAll(app))
 			require.NoError(t, os.Mkdir(app, 0755))
 			rename(t, app+".z", app+"/z")
-		}, "was replaced by another directory while it was read"},
+		}, "was replaced while it was read"},
 		"the directory above": {func(app string) {
 			up := filepath.Dir(app)
 			require.NoError(t, os.MkdirAll(up+".new/app", 0755))
 			rename(t, app+"/z", up+".new/app/z")
 			rename(t, up, up+".old")
 			rename(t, up+".new", up)
-		}, "was replaced by another directory while it was read"},
+		}, "was replaced while it was read"},
 		"a file":        {func(app string) { rename(t, app, app+".old"); write(t, app, []byte("x"), 0600) }, "was replaced"},
 		"a link":        {func(app string) { rename(t, app, app+".old"); require.NoError(t, os.Symlink("app.old", app)) }, "was replaced"},
 		"moved away":    {func(app string) { rename(t, app, app+".old") }, "is not any more"},

@@ -153,7 +153,11 @@ func (f *forest) place(ctx context.Context, path string) error {
 	}
 	defer at.release()
 	f.walk.done[path] = true
-	fd, err := unix.Openat(at.fd(), n.base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if n.is(unix.S_IFDIR) {
+		flags |= unix.O_DIRECTORY // what is mounted on demand is mounted now
+	}
+	fd, err := unix.Openat(at.fd(), n.base, flags, 0)
 	if err != nil {
 		return moved(path, err)
 	}
@@ -182,7 +186,7 @@ func (f *forest) stillThere() error {
 		case err != nil:
 			return moved(path, err)
 		case inodeOf(&was) != inodeOf(&is):
-			return fmt.Errorf("files.paths: %s was replaced by another directory while it was read, so that what was moved meanwhile may be missing: another attempt reads what is there then; switch directories while no backup runs", show(path))
+			return fmt.Errorf("files.paths: %s was replaced while it was read, so that what was moved meanwhile may be missing: another attempt reads what is there then; switch directories while no backup runs", show(path))
 		}
 	}
 	return nil
