@@ -15,7 +15,6 @@ import (
 type secondRead struct {
 	n     *node
 	first *set.File // the record of the first reading; nil if nothing was stored
-	of    *linked   // it is about a file with several names that was written to meanwhile
 }
 
 // keep copies a node without its open directories.
@@ -50,14 +49,16 @@ func (a *adder) readAgain(ctx context.Context) error {
 
 func (a *adder) once(ctx context.Context, s secondRead, ways map[string]*beneath) error {
 	n := s.n
-	a.prior = s.first
+	if a.prior = s.first; a.renewed[n.path] {
+		a.prior, n.replaces = nil, true // what was read first does not count any more
+	}
 	at, err := findAgain(n, ways)
 	if err == nil {
 		n.at = newDirHandle(at) // belongs to ways, so it is never released
 		n.st, err = statAt(int(at.Fd()), n.base)
 	}
-	if s.of != nil && (gone(err) || err == nil && inodeOf(&n.st) != inodeOf(&s.of.st)) {
-		a.orphans(s.of)
+	if l := a.firsts[n.path]; l != nil && (gone(err) || err == nil && inodeOf(&n.st) != inodeOf(&l.st)) {
+		a.orphans(l)
 	}
 	if gone(err) {
 		return a.gone(n)
@@ -71,8 +72,8 @@ func (a *adder) once(ctx context.Context, s secondRead, ways map[string]*beneath
 	case unix.S_IFLNK:
 		return a.symlink(ctx, n)
 	case unix.S_IFDIR:
-		a.said.warn("replaced by directories while the backup ran, which are not stored", n.path)
-		return a.notStored(n, vanished)
+		n.err = errOtherKind
+		return a.notSeen(ctx, n)
 	}
 	if err := a.special(n); err != nil {
 		return err

@@ -32,6 +32,7 @@ func AddFiles(ctx context.Context, w *Writer, o FilesOptions, p stage.Progress, 
 	if err != nil {
 		return stage.Findings{}, err
 	}
+	defer f.close()
 	f.walk.seen = newSeen(o.Now)
 	a := newAdder(w, p)
 	a.allowUnreadable = o.AllowUnreadable
@@ -75,7 +76,8 @@ type adder struct {
 	last            bool      // the second reading: no third one follows
 	prior           *set.File // in the second reading, the record of the first; may be nil
 	links           map[inode]*linked
-	overwritten     map[string]inode // paths stored once more, and what is there now
+	firsts          map[string]*linked // the same by path
+	renewed         map[string]bool    // paths recorded after the first walk
 	again           []secondRead
 	said            tally
 	owners          owners
@@ -85,14 +87,16 @@ func newAdder(w *Writer, p stage.Progress) *adder {
 	if p == nil {
 		p = stage.NoProgress{}
 	}
-	return &adder{w: w, p: p, links: map[inode]*linked{}, overwritten: map[string]inode{}, owners: owners{map[uint32]string{}, map[uint32]string{}},
+	return &adder{w: w, p: p, links: map[inode]*linked{}, firsts: map[string]*linked{}, renewed: map[string]bool{}, owners: owners{map[uint32]string{}, map[uint32]string{}},
 		first: func(set.File) error { return nil }, anew: func(set.File) error { return nil }, class: func(*node) Class { return Auto }}
 }
 
 // record hands on what was stored of a node.
 func (a *adder) record(n *node, rec set.File) error {
+	if n.replaces || a.last {
+		a.renewed[n.path] = true
+	}
 	if n.replaces {
-		a.overwritten[n.path] = inodeOf(&n.st)
 		return a.anew(rec)
 	}
 	return a.first(rec)
@@ -120,6 +124,13 @@ func (a *adder) add(ctx context.Context, n *node, s *smallFile) error {
 
 // late says what the second listing found.
 func (a *adder) late(n *node) {
+	if n.late.more {
+		say := a.said.warn
+		if n.late.young {
+			say = a.said.note
+		}
+		say("directories that took the place of others while the backup ran: what only the former ones held is in the set too, and comes back among what is there now", n.path)
+	}
 	switch {
 	case n.late.old:
 		a.said.warn("moved while the backup ran into directories that had been listed, found when those were listed once more (what was moved again after that may be missing)", n.path)
@@ -170,6 +181,7 @@ func (a *adder) symlink(ctx context.Context, n *node) error {
 	h := a.header(n, Symlink)
 	h.Link = target
 	a.attributes(n, h, ofLink(n.at.fd(), n.base, n.path).read())
+	a.supersede(n.path, nil)
 	if err := a.w.Entry(ctx, h, nil, Auto); err != nil {
 		return err
 	}
@@ -211,6 +223,7 @@ func (a *adder) smallFile(ctx context.Context, n *node, s *smallFile) error {
 	h := a.header(n, Regular)
 	h.Size = int64(len(s.data))
 	a.attributes(n, h, s.attrs)
+	a.supersede(n.path, a.links[inodeOf(&n.st)])
 	if err := a.w.Entry(ctx, h, bytes.NewReader(s.data), a.class(n)); err != nil {
 		return err
 	}
@@ -251,6 +264,7 @@ func (a *adder) largeFile(ctx context.Context, n *node) error {
 	if c.drop = a.strict; !a.strict { // AddTree keeps no records
 		c.sum = newFileHash(h)
 	}
+	a.supersede(n.path, a.links[inodeOf(&n.st)])
 	if err := a.w.Entry(ctx, h, c, a.class(n)); err != nil {
 		return a.readFault(n, err)
 	}
@@ -286,7 +300,7 @@ func (a *adder) readFault(n *node, err error) error {
 
 // stored records a file that is in the archive, or has it read again.
 func (a *adder) stored(ctx context.Context, n *node, h *Header, rec set.File) error {
-	if n.st.Nlink > 1 {
+	if n.st.Nlink > 1 || a.firsts[n.path] != nil {
 		if err := a.remember(ctx, n, h); err != nil {
 			return err
 		}
@@ -301,7 +315,7 @@ func (a *adder) stored(ctx context.Context, n *node, h *Header, rec set.File) er
 		}
 		if !a.last {
 			a.again = append(a.again, secondRead{n: keep(n), first: &rec})
-			if l := a.links[inodeOf(&n.st)]; l != nil && l.path == n.path {
+			if l := a.firsts[n.path]; l != nil {
 				l.renewed = true
 			}
 			return nil

@@ -69,6 +69,12 @@ func each(t *testing.T, path string, use func(h *Header, r io.Reader)) {
 
 func verify(t *testing.T, path string, files *set.Files) []set.Damage {
 	t.Helper()
+	return verifyIn(t, path, files, true)
+}
+
+// verifyIn verifies in an archive that is intact or not.
+func verifyIn(t *testing.T, path string, files *set.Files, intact bool) []set.Damage {
+	t.Helper()
 	var found []set.Damage
 	list := &List{}
 	for i := range files.Entries {
@@ -76,7 +82,7 @@ func verify(t *testing.T, path string, files *set.Files) []set.Damage {
 	}
 	v := NewVerifier(list, func(d set.Damage) { found = append(found, d) })
 	each(t, path, func(h *Header, r io.Reader) { require.NoError(t, v.Entry(h, r)) })
-	require.NoError(t, v.Finish())
+	require.NoError(t, v.Finish(intact))
 	return found
 }
 

@@ -33,9 +33,6 @@ func byName(root, path string) *node {
 // last. The number alone does not tell: a file that is removed leaves its number to
 // the next one.
 func (a *adder) sameFile(l *linked, n *node) bool {
-	if id, ok := a.overwritten[l.path]; ok && id != inodeOf(&l.st) {
-		return false // another file has its entry by now
-	}
 	if st, err := statAt(n.at.fd(), n.base); err == nil && inodeOf(&st) == inodeOf(&n.st) {
 		n.st = st // the walk looked at it some time ago
 	}
@@ -48,7 +45,7 @@ func (a *adder) sameFile(l *linked, n *node) bool {
 	written := now.Size != l.st.Size || now.Mtim != l.st.Mtim || (now.Ctim != l.st.Ctim && now.Nlink == l.st.Nlink)
 	if written && !l.renewed && !a.last {
 		l.renewed = true
-		a.again = append(a.again, secondRead{n: byName(l.root, l.path), of: l})
+		a.again = append(a.again, secondRead{n: byName(l.root, l.path)})
 	}
 	return true
 }
@@ -56,6 +53,7 @@ func (a *adder) sameFile(l *linked, n *node) bool {
 func (a *adder) hardLink(ctx context.Context, n *node, l *linked) error {
 	h := a.header(n, HardLink)
 	h.Link = l.entry
+	a.supersede(n.path, nil)
 	if err := a.w.Entry(ctx, h, nil, Auto); err != nil {
 		return err
 	}
@@ -68,21 +66,38 @@ func (a *adder) hardLink(ctx context.Context, n *node, l *linked) error {
 
 // remember makes further names of the file links to this one. After a second
 // reading they are written again, since unpacking replaces the file and would leave
-// them with the first reading's content.
+// them with the first reading's content. What is another file by now is read on its own.
 func (a *adder) remember(ctx context.Context, n *node, h *Header) error {
 	id := inodeOf(&n.st)
 	l := a.links[id]
 	if l == nil || l.path != n.path {
-		a.links[id] = &linked{path: n.path, root: n.root, entry: h.Name, st: n.st}
+		l = &linked{path: n.path, root: n.root, entry: h.Name, st: n.st}
+		a.links[id], a.firsts[n.path] = l, l
 		return nil
 	}
 	l.st = n.st
-	for _, other := range l.more {
+	names := l.more
+	l.more = nil
+	for _, other := range names {
+		if st, err := statAt(unix.AT_FDCWD, other.path); err != nil || inodeOf(&st) != id {
+			a.again = append(a.again, secondRead{n: byName(other.root, other.path)})
+			continue
+		}
 		if err := a.w.Entry(ctx, other.h, nil, Auto); err != nil {
 			return err
 		}
+		l.more = append(l.more, other)
 	}
 	return nil
+}
+
+// supersede is told that an entry of path will take the place of an earlier one; by is the
+// file that it holds, if that is stored already. No name may stay a link to an
+// entry that does not count any more: nothing in the manifest says what that held.
+func (a *adder) supersede(path string, by *linked) {
+	if l := a.firsts[path]; l != nil && l != by {
+		a.orphans(l)
+	}
 }
 
 // orphans has the other names of a file read on their own: its first name is gone, or
@@ -91,5 +106,8 @@ func (a *adder) orphans(l *linked) {
 	for _, other := range l.more {
 		a.again = append(a.again, secondRead{n: byName(other.root, other.path)})
 	}
-	l.more = nil
+	delete(a.firsts, l.path)
+	if id := inodeOf(&l.st); a.links[id] == l {
+		delete(a.links, id)
+	}
 }

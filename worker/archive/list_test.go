@@ -97,7 +97,7 @@ func TestListWithBadNames(t *testing.T) {
 	var found []set.Damage
 	v := NewVerifier(l, func(d set.Damage) { found = append(found, d) })
 	require.NoError(t, v.Entry(&Header{Name: "files/a", Kind: Dir, Mode: 0o755}, nil))
-	require.NoError(t, v.Finish())
+	require.NoError(t, v.Finish(true))
 	require.Len(t, found, 3)
 	require.Contains(t, found[0].Problem, "missing")
 	require.Contains(t, found[1].Problem, "mode")

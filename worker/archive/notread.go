@@ -35,8 +35,7 @@ func (a *adder) notSeen(ctx context.Context, n *node) error {
 		a.said.warn("led to a configured path as a symbolic link when the run began, and is none any more: the path does not lead there after a restore", n.path)
 		return nil
 	case n.err == errOtherKind:
-		a.said.warn("a file took the place of a directory while the backup ran, or a directory that of a file: stored as it was at first", n.path)
-		return nil
+		return fmt.Errorf("files: %s: %w", show(n.path), n.err)
 	case n.err == errNotAgain:
 		a.said.warn("directories that changed while the backup ran and could not be listed once more: what was moved into them is not stored", n.path)
 		return nil

@@ -291,7 +291,7 @@ func TestOldSetsComeBack(t *testing.T) {
 	})
 	require.Equal(t, 7, refused)
 	require.Len(t, v.thru, 4)
-	require.NoError(t, v.Finish())
+	require.NoError(t, v.Finish(true))
 
 	top := t.TempDir()
 	root := top + "/DIR"

@@ -41,8 +41,15 @@ type FilesOptions struct {
 // forest is the configured paths, checked, and a walk over them.
 type forest struct {
 	places []place
-	roots  map[string]bool // where the places are: true; steps on the way to them: false
+	roots  map[string]bool     // where the places are: true; steps on the way to them: false
+	held   map[string]*os.File // the places that were walked by themselves, open so that no other thing gets their numbers
 	walk   walk
+}
+
+func (f *forest) close() {
+	for _, h := range f.held {
+		h.Close()
+	}
 }
 
 // plant checks the options. Its errors are permanent: they need another configuration.
@@ -51,7 +58,7 @@ func plant(o FilesOptions) (*forest, error) {
 	if err != nil {
 		return nil, stage.Permanentf("files.exclude: %w", err)
 	}
-	f := &forest{roots: map[string]bool{}, walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, done: map[string]bool{}, links: map[string]string{}}}
+	f := &forest{roots: map[string]bool{}, held: map[string]*os.File{}, walk: walk{patterns: ps, never: map[inode]string{}, neverAt: map[string]bool{}, done: map[string]bool{}, links: map[string]string{}}}
 	for _, dir := range o.Never {
 		dir = filepath.Clean(dir)
 		f.walk.neverAt[dir] = true
@@ -146,7 +153,43 @@ func (f *forest) place(ctx context.Context, path string) error {
 	}
 	defer at.release()
 	f.walk.done[path] = true
+	flags := unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if n.is(unix.S_IFDIR) {
+		flags |= unix.O_DIRECTORY // what is mounted on demand is mounted now
+	}
+	fd, err := unix.Openat(at.fd(), n.base, flags, 0)
+	if err != nil {
+		return moved(path, err)
+	}
+	f.held[path] = os.NewFile(uintptr(fd), path)
 	return f.walk.tree(ctx, n)
+}
+
+// stillThere fails where a place's path does not lead any more to the directory that was
+// walked: it was replaced, or one above it was. What was moved into the new one before it
+// was read is in neither, and no directory that is listed tells of it.
+func (f *forest) stillThere() error {
+	for _, path := range slices.Sorted(maps.Keys(f.held)) {
+		was, err := fstat(f.held[path])
+		if err != nil {
+			return moved(path, err)
+		}
+		dir, base, err := upTo(path, nil)
+		var is unix.Stat_t
+		if err == nil {
+			is, err = statAt(int(dir.Fd()), base)
+			dir.Close()
+		}
+		wasDir, isDir := was.Mode&unix.S_IFMT == unix.S_IFDIR, err == nil && is.Mode&unix.S_IFMT == unix.S_IFDIR
+		switch {
+		case !wasDir && !isDir: // a file that was read, and may be another one or gone by now
+		case err != nil:
+			return moved(path, err)
+		case inodeOf(&was) != inodeOf(&is):
+			return fmt.Errorf("files.paths: %s was replaced while it was read, so that what was moved meanwhile may be missing: another attempt reads what is there then; switch directories while no backup runs", show(path))
+		}
+	}
+	return nil
 }
 
 // directory emits a directory that a ".." leads out of, without what is in it.
@@ -231,6 +274,7 @@ func EstimateFiles(ctx context.Context, o FilesOptions) (bytes, count int64, err
 	if err != nil {
 		return 0, 0, err
 	}
+	defer f.close()
 	linked := map[inode]bool{}
 	err = f.each(ctx, func(n *node) error {
 		if n.err != nil && n.st.Mode == 0 {

@@ -44,8 +44,21 @@ type listing struct {
 	names      []seenName
 }
 
-// seenName is one name in a directory. The hash's lowest bit says whether it was a directory.
-type seenName struct{ hash, ino uint64 }
+// seenName is one name in a directory, and what it led to. The lowest bits of name are the
+// file's type, as in st_mode.
+type seenName struct{ name, thing uint64 }
+
+const typeBits = unix.S_IFMT >> 12
+
+func typeOf(st *unix.Stat_t) uint64 { return uint64(st.Mode&unix.S_IFMT) >> 12 }
+
+func (x seenName) is(format uint64) bool { return x.name&typeBits == format>>12 }
+
+// kept tells whether things of this mode are stored: devices, pipes and sockets are not.
+func kept(mode uint64) bool {
+	format := mode & unix.S_IFMT
+	return format == unix.S_IFREG || format == unix.S_IFDIR || format == unix.S_IFLNK
+}
 
 func newSeen(now func() time.Time) *seen {
 	if now == nil {
@@ -96,25 +109,37 @@ func (s *seen) at(path string) *listing {
 	return s.paths[path]
 }
 
-func (l *listing) add(name string, ino uint64, dir bool) {
+func (l *listing) add(name string, format, thing uint64) {
 	if l != nil {
-		l.names = append(l.names, seenName{l.hash(name, dir), ino})
+		l.names = append(l.names, seenName{l.hash(name) | format, thing})
 	}
 }
 
-func (l *listing) hash(name string, dir bool) uint64 {
-	h := maphash.String(l.s.seed, name) &^ 1
-	if dir {
-		h |= 1
+func (l *listing) hash(name string) uint64 { return maphash.String(l.s.seed, name) &^ typeBits }
+
+// thing names what a name leads to. Its number alone would not do: a file system gives that
+// of a thing that is removed to the next one that is made. So it is held together with
+// the time that it was made, where the file system keeps that.
+func (s *seen) thing(n *node) uint64 {
+	if s == nil {
+		return 0
 	}
-	return h
+	made, _ := born(n)
+	return maphash.Comparable(s.seed, [3]int64{int64(n.st.Ino), made.Sec, int64(made.Nsec)})
+}
+
+// born is when a thing was made; false, where the file system keeps no such time.
+func born(n *node) (unix.StatxTimestamp, bool) {
+	var x unix.Statx_t
+	err := unix.Statx(n.at.fd(), n.base, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x)
+	return x.Btime, err == nil && x.Mask&unix.STATX_BTIME != 0
 }
 
 // seenNames finds the names of one listing.
 type seenNames struct {
 	l      *listing
 	byHash map[uint64]seenName
-	inodes map[uint64]bool
+	things map[uint64]bool
 }
 
 // index gives nil for a directory that was not listed before.
@@ -122,11 +147,25 @@ func (l *listing) index() *seenNames {
 	if l == nil {
 		return nil
 	}
-	x := &seenNames{l: l, byHash: make(map[uint64]seenName, len(l.names)), inodes: make(map[uint64]bool, len(l.names))}
+	x := &seenNames{l: l, byHash: make(map[uint64]seenName, len(l.names)), things: make(map[uint64]bool, len(l.names))}
 	for _, n := range l.names {
-		x.byHash[n.hash&^1], x.inodes[n.ino] = n, true
+		x.byHash[n.name&^typeBits], x.things[n.thing] = n, true
 	}
 	return x
+}
+
+// more tells whether there were others than names.
+func (x *seenNames) more(names []string) bool {
+	if x == nil {
+		return false
+	}
+	still := 0
+	for _, name := range names {
+		if _, ok := x.byHash[x.l.hash(name)]; ok {
+			still++
+		}
+	}
+	return still < len(x.byHash)
 }
 
 // changed tells whether the directory may have other names in it than it had.
@@ -144,6 +183,7 @@ type late struct {
 	first  bool // the topmost of what was found
 	young  bool // it was made since the backup began
 	old    bool // it is older than the backup, and was in another directory, as far as can be told
+	more   bool // a directory in the place of another one, which held what this one does not
 }
 
 // known settles, in the second listing, what the first one has seen: true if there is
@@ -161,23 +201,24 @@ func (w *walk) known(top *frame, n *node, isDir bool) bool {
 		n.late.old = top.young && !n.late.young
 		return false
 	}
-	x, found := top.old.byHash[top.old.l.hash(n.base, false)]
+	x, found := top.old.byHash[top.old.l.hash(n.base)]
+	thing := w.seen.thing(n)
 	switch {
-	case found && x.ino == n.st.Ino:
+	case found && x.thing == thing && x.is(uint64(n.st.Mode&unix.S_IFMT)):
 		return true
-	case found && isDir != (x.hash&1 == 1):
+	case found && isDir != x.is(unix.S_IFDIR) && kept(x.name<<12) && kept(uint64(n.st.Mode)):
 		n.err = errOtherKind
 		return false
 	}
 	n.replaces = found
 	n.late.young = !w.seen.older(n)
-	n.late.old = !n.late.young && !top.old.inodes[n.st.Ino]
+	n.late.old = !n.late.young && !top.old.things[thing]
 	return false
 }
 
 // errOtherKind is about a directory in whose place there now is a file, or the reverse.
-// An archive cannot hold both.
-var errOtherKind = errors.New("a file took the place of a directory, or a directory that of a file")
+// An archive cannot hold both, and what came with the later one would be missing.
+var errOtherKind = errors.New("a file took the place of a directory, or a directory that of a file, while the backup ran: another attempt takes what is there then")
 
 // errNotAgain is about a directory that could not be listed a second time.
 var errNotAgain = errors.New("it could not be listed a second time")
@@ -186,10 +227,8 @@ var errNotAgain = errors.New("it could not be listed a second time")
 // the file system keeps no such time, written before.
 func (s *seen) older(n *node) bool {
 	made := time.Unix(n.st.Mtim.Unix())
-	var x unix.Statx_t
-	err := unix.Statx(n.at.fd(), n.base, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME, &x)
-	if err == nil && x.Mask&unix.STATX_BTIME != 0 {
-		made = time.Unix(x.Btime.Sec, int64(x.Btime.Nsec))
+	if b, ok := born(n); ok {
+		made = time.Unix(b.Sec, int64(b.Nsec))
 	}
 	return made.Before(s.began)
 }
@@ -221,7 +260,7 @@ func (f *forest) again(ctx context.Context, emit func(*node) error) error {
 			return err
 		}
 	}
-	return nil
+	return f.stillThere()
 }
 
 // second lists a directory again; no frame, if there can be nothing new in it.
@@ -234,11 +273,14 @@ func (w *walk) second(l *listing, ways map[string]*beneath) (*frame, error) {
 		return nil, err
 	}
 	st, err := fstat(f)
-	if err != nil || inodeOf(&st) != l.id || !l.changed(&st) {
+	// Another directory: that is found in the one above, which has changed then, or it is
+	// the root of a place (see stillThere). Only what is mounted there changes nothing above.
+	another, mounted := inodeOf(&st) != l.id, uint64(st.Dev) != l.id.dev
+	if err != nil || another && !mounted || !another && !l.changed(&st) {
 		f.Close()
 		return nil, err
 	}
-	top := &frame{dir: newDirHandle(f), id: l.id, path: l.path, rel: relTo(l.root, l.path), old: l.index(), top: true}
+	top := &frame{dir: newDirHandle(f), id: inodeOf(&st), path: l.path, rel: relTo(l.root, l.path), old: l.index(), top: true}
 	if top.names, err = readNames(f); err != nil {
 		top.dir.release()
 		return nil, err

@@ -21,6 +21,7 @@ type Verifier struct {
 	index  *nameIndex
 	state  []finding      // per file: of the last entry of its name
 	words  map[int]string // of those that are wrong
+	unsure map[int]bool   // hard links to an entry that a later one took the place of
 	stray  map[string]bool
 	thru   map[string]int // symbolic links that entries lie below, and how many
 	buf    []byte
@@ -41,7 +42,7 @@ const mostWords = 10000
 
 // NewVerifier makes a verifier of the manifest's files.
 func NewVerifier(l *List, report func(set.Damage)) *Verifier {
-	return &Verifier{list: l, report: report, index: newNameIndex(l), state: make([]finding, l.Len()), words: map[int]string{},
+	return &Verifier{list: l, report: report, index: newNameIndex(l), state: make([]finding, l.Len()), words: map[int]string{}, unsure: map[int]bool{},
 		stray: map[string]bool{}, thru: map[string]int{}, buf: make([]byte, 256<<10)}
 }
 
@@ -95,13 +96,27 @@ func (v *Verifier) Entry(h *Header, r io.Reader) error {
 		}
 	}
 	v.note(i, problems)
+	if h.Kind == HardLink {
+		v.linked(i, h)
+	}
 	return nil
+}
+
+// linked looks at what a hard link's content is. It is that of the entry of its first name
+// that came last, which the manifest need not know: where that name was another file
+// later on, only the later one has a checksum.
+func (v *Verifier) linked(i int, h *Header) {
+	first, ok := v.index.find(h.Link)
+	if !ok || v.state[first] != foundGood || v.unsure[first] {
+		v.unsure[i] = true
+	}
 }
 
 // note keeps what was found of a file: a later entry of its name takes the place of
 // an earlier one.
 func (v *Verifier) note(i int, problems []string) {
 	delete(v.words, i)
+	delete(v.unsure, i)
 	v.state[i] = foundGood
 	if len(problems) == 0 {
 		return
@@ -204,8 +219,9 @@ func compare(f *set.File, h *Header) []string {
 }
 
 // Finish reports, in the manifest's order, every file that is missing or wrong, then
-// the entries that the manifest does not know.
-func (v *Verifier) Finish() error {
+// the entries that the manifest does not know. intact says that the archive's bytes
+// are what was written, as far as checksums of the whole of it tell.
+func (v *Verifier) Finish(intact bool) error {
 	for i := range v.state {
 		f := v.list.file(i)
 		problem := ""
@@ -219,6 +235,8 @@ func (v *Verifier) Finish() error {
 		case foundGood:
 			if !isStored(&f) {
 				problem = "the manifest says that it is not stored, and it is"
+			} else if v.unsure[i] && !intact {
+				problem = "it is a hard link to an entry of which nothing tells whether it is whole, and the archive is damaged"
 			}
 		case foundWrong:
 			if problem = v.words[i]; problem == "" {

@@ -192,6 +192,10 @@ func (w *walk) child(root string, top *frame, name string, push func(*node) erro
 	if len(w.patterns) > 0 && w.patterns.excludes(within(top.spots, name), isDir) {
 		return nil
 	}
+	format, thing := typeOf(&n.st), uint64(0)
+	if n.err == nil && top.list != nil {
+		thing = w.seen.thing(n) // before it is opened: what is there later is another one then
+	}
 	if w.known(top, n, isDir) {
 		return nil
 	}
@@ -213,14 +217,13 @@ func (w *walk) child(root string, top *frame, name string, push func(*node) erro
 	}
 	if !isDir {
 		if n.err == nil {
-			top.list.add(name, n.st.Ino, false)
+			top.list.add(name, format, thing)
 		}
 		return w.emit(n)
 	}
-	ino := n.st.Ino
 	err := push(n)
 	if !gone(n.err) { // else what is there by the second listing is new
-		top.list.add(name, ino, true)
+		top.list.add(name, format, thing)
 	}
 	return err
 }
@@ -267,6 +270,7 @@ func (w *walk) enter(n *node) (*frame, error) {
 	}
 	if n.late.second {
 		top.old, top.young = w.seen.at(n.path).index(), n.late.young
+		n.late.more = top.old.more(top.names)
 	}
 	if err := w.emit(n); err != nil {
 		d.release()

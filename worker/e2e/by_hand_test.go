@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"golang.org/x/sys/unix"
 )
 
 // A set restores without our program, by the script that lies beside it, which uses
@@ -47,7 +48,16 @@ func TestRestoreByHand(t *testing.T) {
 	require.NoError(t, s.bus.Kill9())
 
 	target := filepath.Join(s.root, "new", "by-hand")
+	require.NoError(t, os.Mkdir(filepath.Dir(target), 0o755))
+	passesOn := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\xd2\x04\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x05\x00\xff\xff\xff\xff"
+	require.NoError(t, unix.Setxattr(filepath.Dir(target), "system.posix_acl_default", []byte(passesOn), 0)) // rwx for user 1234
 	said := byHand(t, scriptOf(a), target)
+	for _, dir := range []string{target, target + "/unpacked/files", target + "/unpacked/eventbus", target + "/postgres/data"} {
+		b := make([]byte, 4096)
+		n, err := unix.Llistxattr(dir, b)
+		require.NoError(t, err)
+		require.NotContains(t, string(b[:n]), "posix_acl", dir)
+	}
 	startByHand(t, said)
 	require.Equal(t, strings.TrimSpace(want), restoredQuery(t, said, rows))
 	quiet := map[string]string{"listen_addresses": "", "port": "5432", "archive_mode": "off", "max_logical_replication_workers": "0", "session_preload_libraries": "",

@@ -173,6 +173,8 @@ begun=yes
 (umask 022 && mkdir -p -- "$target") # the server's account has to enter what lies above
 umask 077
 chmod 700 "$target"
+# A default ACL of the directory above would pass to all that is made here: cp takes it away with the mode.
+plain=$(mktemp -d) && cp -rT --preserve=mode -- "$plain" "$target" && rmdir -- "$plain"
 mkdir -- "$target/unpacked"
 leave=(--anchored --exclude=catalog-backup)
 wants postgres || leave+=(--exclude=postgres)

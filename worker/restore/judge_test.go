@@ -57,6 +57,40 @@ func TestPartOf(t *testing.T) {
 	}
 }
 
+// A set of an earlier version, in which a name is a hard link to an entry that a later one took
+// the place of: nothing but the archive's own checksums tell of that one's content.
+func TestHardLinkToWhatWasReplaced(t *testing.T) {
+	dir, m := source.copyOf(t)
+	held := make([]byte, 100_000)
+	for i, x := 0, uint32(1); i < len(held); i++ {
+		x = x*1664525 + 1013904223
+		held[i] = byte(x >> 24)
+	}
+	rewrite(t, dir, set.MainArchive, m, func(l []item) []item {
+		at := slices.IndexFunc(l, func(x item) bool { return strings.HasSuffix(x.h.Name, "/bin/run") })
+		require.Equal(t, archive.HardLink, l[at+1].h.Kind)
+		h := *l[at].h
+		h.Size = int64(len(held))
+		same := l[at+1]
+		l = slices.Delete(l, at+1, at+2)
+		return slices.Insert(l, at, item{&h, held}, same)
+	}, nil)
+	manifest, main := source.manifest(dir), filepath.Join(dir, source.id().MainName())
+	require.Equal(t, []Damage{}, append([]Damage{}, verified(t, manifest).Damage...))
+	b, err := os.ReadFile(main)
+	require.NoError(t, err)
+	at := bytes.Index(b, held[5000:5032])
+	require.Positive(t, at)
+	b[at] ^= 1
+	require.NoError(t, os.WriteFile(main, b, 0o600))
+	for _, what := range []string{manifest, main} {
+		_, errs, code := source.run(t, "restore", what, "--only", "files", "--target", scratch(t)+"/target")
+		require.Equal(t, 8, code, "%s", errs)
+		require.Contains(t, errs, "hard link to an entry")
+		require.NoError(t, os.RemoveAll(manifest)) // then the copy in the archive serves
+	}
+}
+
 // A part is restored whatever is wrong with another one, and what is wrong is said.
 func TestOnlyWhatIsWhole(t *testing.T) {
 	dir, m := source.copyOf(t)

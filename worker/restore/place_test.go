@@ -125,3 +125,25 @@ func TestVerifyNamesOldSetsThroughLinks(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "5", to)
 }
+
+// passOn gives dir a default ACL, which passes to what is made in it.
+func passOn(t testing.TB, dir string) {
+	t.Helper()
+	acl := []byte{2, 0, 0, 0}
+	for _, e := range [][]byte{{1, 0, 7, 0, 255, 255, 255, 255}, {2, 0, 7, 0, 0xd2, 4, 0, 0}, {4, 0, 5, 0, 255, 255, 255, 255}, {16, 0, 7, 0, 255, 255, 255, 255}, {32, 0, 5, 0, 255, 255, 255, 255}} {
+		acl = append(acl, e...)
+	}
+	require.NoError(t, unix.Setxattr(dir, "system.posix_acl_default", acl, 0))
+}
+
+// noACL looks at all that was restored: the source has no ACLs.
+func noACL(t testing.TB, dir string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		b := make([]byte, 4096)
+		n, e := unix.Llistxattr(path, b)
+		require.NoError(t, errors.Join(err, e), path)
+		require.NotContains(t, string(b[:n]), "posix_acl", path)
+		return nil
+	}))
+}

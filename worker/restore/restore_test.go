@@ -133,8 +133,11 @@ func tree(t testing.TB, dir string) map[string]string {
 
 func TestRestoreEverything(t *testing.T) {
 	dir, _ := source.copyOf(t)
-	target := filepath.Join(scratch(t), "not", "there", "yet")
+	above := scratch(t)
+	passOn(t, above)
+	target := filepath.Join(above, "not", "there", "yet")
 	v := source.restore(t, source.manifest(dir), "--target", target)
+	noACL(t, target)
 	require.NoError(t, os.RemoveAll(dir)) // nothing but the target may be needed
 	require.Equal(t, []string{PostgresPart, FilesPart, EventBusPart}, v.Parts)
 
@@ -388,7 +391,9 @@ func TestRestoreIntoGivenDirectory(t *testing.T) {
 	}
 	target := scratch(t)
 	require.NoError(t, os.Chmod(target, 0o700))
+	passOn(t, target)
 	v := source.restore(t, source.manifest(source.dump), "--only", "postgres", "--target", target)
+	noACL(t, filepath.Join(target, "postgres"))
 	require.Equal(t, source.rows, serve(t, v)(rowsDigest))
 	require.NoDirExists(t, filepath.Join(target, "files"))
 }

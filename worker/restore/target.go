@@ -291,10 +291,16 @@ func (j *job) makeTarget() error {
 	return j.mkdir(j.staging(), 0o700)
 }
 
-// mkdir makes one directory with just this mode, whatever the umask.
+// mkdir makes one directory with just this mode, whatever the umask. It has no ACL:
+// a default one of the directory above would pass to it, and from it to all that is made below.
 func (j *job) mkdir(dir string, mode os.FileMode) error {
 	if err := os.Mkdir(dir, mode); err != nil {
 		return err
+	}
+	for _, name := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
+		if err := unix.Lremovexattr(dir, name); err != nil && err != unix.ENODATA && err != unix.ENOTSUP {
+			return fmt.Errorf("take the inherited ACL from %s: %w", dir, err)
+		}
 	}
 	return os.Chmod(dir, mode)
 }
