@@ -17,9 +17,11 @@ import (
 	"catalog-backup/shared/set"
 )
 
-// Looking into every database is bounded, in all and for each: there may be
-// thousands, and locks on their catalogs.
+// Looking again is bounded, and so is looking into every database, in all and for
+// each: there may be thousands (60 s are enough for some 3000), and locks on their
+// catalogs.
 const (
+	againTime   = 5 * time.Minute // sizes are measured file by file
 	lookTime    = 60 * time.Second
 	lookTimeOne = 5 * time.Second
 )
@@ -52,8 +54,6 @@ union all select 'unlogged', count(*)::text, '' from pg_catalog.pg_class where r
 // Preflight, and every database for what it needs of its host. The backup stands
 // whatever comes of it: a failure is a note.
 func (b *backup) look(ctx context.Context, part *set.Postgres) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
-	defer cancel()
 	cfg, err := b.o.parseDSN()
 	if err == nil {
 		err = b.lookAgain(ctx, cfg, part)
@@ -62,6 +62,8 @@ func (b *backup) look(ctx context.Context, part *set.Postgres) {
 		b.found.Note("what the databases need of their host is not recorded, and databases and subscriptions are recorded as before the copy: %v", err)
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	s := &survey{needs: &set.Needs{}, by: map[[4]string]*set.Need{}}
 	list := slices.Clone(part.Databases)
 	// If time runs out, the small ones are left.
@@ -83,6 +85,8 @@ func (b *backup) look(ctx context.Context, part *set.Postgres) {
 
 // lookAgain reads again what Preflight read, and the slots.
 func (b *backup) lookAgain(ctx context.Context, cfg *pgx.ConnConfig, part *set.Postgres) error {
+	ctx, cancel := context.WithTimeout(ctx, againTime)
+	defer cancel()
 	conn, err := connect(ctx, cfg)
 	if err != nil {
 		return err
