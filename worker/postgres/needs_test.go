@@ -82,6 +82,11 @@ func TestWhatABackupTells(t *testing.T) {
 	require.NotContains(t, notes, "literal")
 	require.NotContains(t, notes, "nowhere")
 	require.Contains(t, notes, big+" is not stored: it is too large")
+	grown := &stage.Findings{}
+	left, err := copyConfig(t.Context(), []set.ConfigFile{{Path: big, Kind: "include"}}, place(t), grown)
+	require.NoError(t, err)
+	require.Empty(t, left)
+	require.Contains(t, grown.Notes[0], big+" is not stored: it is too large")
 	require.Empty(t, verify(t, part, entries(t, w, part)))
 
 	t.Run("a host without them", func(t *testing.T) { lackingHost(t, w, part) })
