@@ -50,6 +50,32 @@ type Postgres struct {
 	Subscriptions []Subscription `json:"subscriptions,omitempty"`
 	// Collations are the versions of the libraries that sort text.
 	Collations []Collation `json:"collations,omitempty"`
+	// Needs is what the databases use of the host that they run on.
+	Needs *Needs `json:"needs,omitempty"`
+}
+
+// Needs is what the databases use of the host that they run on, which no backup holds:
+// a server that lacks it starts, and fails where it is used.
+type Needs struct {
+	// Locales of the operating system that collations in use name: de_DE.UTF-8.
+	Locales    []Need `json:"locales,omitempty"`
+	Extensions []Need `json:"extensions,omitempty"`
+	// Libraries of functions, types and index methods in C, as the database names
+	// them: $libdir/pg_trgm.
+	Libraries []Need `json:"libraries,omitempty"`
+	// Dictionaries of text search, made by people, that read files of the installation.
+	Dictionaries []Need `json:"dictionaries,omitempty"`
+	// Unseen is the number of databases that could not be looked into.
+	Unseen int `json:"unseen,omitempty"`
+}
+
+// Need is one thing that databases use.
+type Need struct {
+	Name      string   `json:"name"`
+	Version   string   `json:"version,omitempty"`   // of an extension
+	Extension string   `json:"extension,omitempty"` // that a library belongs to
+	Databases []string `json:"databases"`           // the first ten
+	More      int      `json:"more,omitempty"`      // databases besides those
 }
 
 // Subscription is one that the cluster held.
@@ -97,8 +123,10 @@ type Tablespace struct {
 // ConfigFile is a file of configuration that lies outside the data directory.
 // Its archive entry is PostgresConfig + Path without the leading slash.
 type ConfigFile struct {
-	Path   string `json:"path"` // absolute
-	Kind   string `json:"kind"` // config_file, hba_file, ident_file, include
+	Path string `json:"path"` // absolute
+	// Kind is config_file, hba_file, ident_file, include, or start: how Debian's
+	// pg_ctlcluster starts the server.
+	Kind   string `json:"kind"`
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
 }

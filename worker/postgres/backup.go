@@ -59,7 +59,11 @@ func Backup(ctx context.Context, o Options, w Work, f *Facts, p stage.Progress) 
 	if err := b.judgePages(part); err != nil {
 		return nil, found, err
 	}
-	if part.Config, err = copyConfig(ctx, f.Config, w.ConfigDir()); err != nil {
+	b.look(ctx, part)
+	if stop := ended(ctx, "look into the databases"); stop != nil {
+		return nil, found, stop
+	}
+	if part.Config, err = copyConfig(ctx, f.Config, w.ConfigDir(), &found); err != nil {
 		return nil, found, err
 	}
 	return part, found, tidyRepo(w)
@@ -75,6 +79,8 @@ type backup struct {
 	t     *tool
 	wal   *slot
 	fail  func(error) // ends the backup for this reason
+
+	closed []string // databases that allow no connections
 }
 
 // backupTool is pgBackRest as the owner of the cluster, with an environment of

@@ -40,26 +40,20 @@ func (f *Facts) readOrigin(ctx context.Context, c *pgx.Conn) error {
 	return f.readCollations(ctx, c)
 }
 
-// readCollations finds the versions of the libraries that sort text: glibc where a
-// database or a collation depends on it, ICU where the server is linked with it.
+// readCollations finds the versions of the libraries that sort text: glibc, of which
+// needs.go says whether anything depends on it, and ICU where the server is linked
+// with it.
 func (f *Facts) readCollations(ctx context.Context, c *pgx.Conn) error {
-	// The locales C, POSIX and C.UTF-8 sort by code points, the same everywhere.
-	var needed bool
 	var version string
-	err := c.QueryRow(ctx, `select exists (select from pg_catalog.pg_collation where collprovider = 'c' and collcollate !~* '^(c|posix|c\..*)$')
-		or exists (select from pg_catalog.pg_database where datcollate !~* '^(c|posix|c\..*)$')`).Scan(&needed)
-	if err != nil {
-		return queryError(ctx, "its collations", err)
-	}
-	if needed && f.VersionNum >= 130000 { // before, PostgreSQL knew no version of the C library
-		err = c.QueryRow(ctx, "select coalesce(max(pg_catalog.pg_collation_actual_version(oid)), '') from pg_catalog.pg_collation where collprovider = 'c'").Scan(&version)
+	if f.VersionNum >= 130000 { // before, PostgreSQL knew no version of the C library
+		err := c.QueryRow(ctx, "select coalesce(max(pg_catalog.pg_collation_actual_version(oid)), '') from pg_catalog.pg_collation where collprovider = 'c'").Scan(&version)
 		if err != nil {
 			return queryError(ctx, "the version of its C library", err)
 		}
 	}
 	libc, icu := loadedLibraries(f.DataDirectory)
 	f.Collations = nil
-	if version = firstOf(version, libc); needed && version != "" {
+	if version = firstOf(version, libc); version != "" {
 		f.Collations = append(f.Collations, set.Collation{Provider: "libc", Version: version})
 	}
 	if icu != "" {
@@ -184,8 +178,9 @@ func (r *restoration) reindexdb() string {
 	return r.asOwner(fmt.Sprintf("%s%s --all", r.program("reindexdb"), r.address()))
 }
 
-// missingLocales warns of databases that no session can enter here: PostgreSQL
-// refuses a database whose locale the operating system does not know.
+// missingLocales warns of databases that no session can enter here, since PostgreSQL
+// refuses a database whose locale the operating system does not know, and of
+// collations that fail.
 func (r *restoration) missingLocales(ctx context.Context) {
 	var out bytes.Buffer
 	if r.o.Runner.Run(ctx, Command{Path: "/usr/bin/locale", Args: []string{"-a"}, Env: childEnv(""), Dir: "/", Stdout: &out, Stderr: &bytes.Buffer{}}) != nil {
@@ -195,13 +190,21 @@ func (r *restoration) missingLocales(ctx context.Context) {
 	for _, name := range strings.Fields(out.String()) {
 		here[plainLocale(name)] = true
 	}
+	missing := func(name, who, until string) {
+		if here[plainLocale(name)] {
+			return
+		}
+		here[plainLocale(name)] = true
+		r.done.warn("the locale %q, which %s needs, is not on this host: %s until the locale is made (Debian: uncomment it in /etc/locale.gen, then /usr/sbin/locale-gen; it needs the package locales)", name, who, until)
+	}
 	for _, d := range r.o.Part.Databases {
 		for _, name := range []string{d.Collate, d.Ctype} {
-			if here[plainLocale(name)] {
-				continue
-			}
-			here[plainLocale(name)] = true
-			r.done.warn("the locale %q, which database %q needs, is not on this host: nobody can connect to it until the locale is made (Debian: uncomment it in /etc/locale.gen, then /usr/sbin/locale-gen; it needs the package locales)", name, d.Name)
+			missing(name, fmt.Sprintf("database %q", d.Name), "nobody can connect to it")
+		}
+	}
+	if n := r.o.Part.Needs; n != nil {
+		for _, l := range n.Locales {
+			missing(l.Name, "a collation in "+inDatabases(l), "queries and indexes with that collation fail")
 		}
 	}
 }

@@ -65,7 +65,7 @@ func TestDebianCluster(t *testing.T) {
 	for _, c := range part.Config {
 		paths = append(paths, c.Path)
 	}
-	require.Subset(t, paths, []string{conf + "/postgresql.conf", conf + "/pg_hba.conf", conf + "/pg_ident.conf", conf + "/conf.d/more.conf", extra, filepath.Join(root, "deeper.conf")})
+	require.Subset(t, paths, []string{conf + "/postgresql.conf", conf + "/pg_hba.conf", conf + "/pg_ident.conf", conf + "/conf.d/more.conf", conf + "/environment", conf + "/pg_ctl.conf", conf + "/start.conf", extra, filepath.Join(root, "deeper.conf")})
 	list := entries(t, w, part)
 	require.Empty(t, verify(t, part, list))
 	i := find(t, list, "pg_hba.conf")

@@ -79,7 +79,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err := r.prepare(); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{r.readHistory, r.findServer, r.unpack, r.bringWAL, r.bringConfig, r.configure, r.hand} {
+	for _, step := range []func(context.Context) error{r.readHistory, r.findServer, r.unpack, r.bringWAL, r.bringConfig, r.configure, r.missingLibraries, r.hand} {
 		if stop := ended(ctx, "restore PostgreSQL"); stop != nil {
 			return nil, stop
 		}

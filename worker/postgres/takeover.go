@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 )
 
 // quietSession keeps a session from the libraries that ALTER DATABASE and ALTER ROLE
@@ -29,7 +30,7 @@ func (r *restoration) address() string {
 func (r *restoration) database() string {
 	for _, d := range r.o.Part.Databases {
 		// psql takes a name such as "host=x" or "postgresql://x" for where to connect to.
-		plain := !strings.ContainsFunc(d.Name, func(c rune) bool { return c < ' ' || c == '=' || c == ':' })
+		plain := !strings.ContainsFunc(d.Name, func(c rune) bool { return c < ' ' || c == '=' || c == ':' || c == utf8.RuneError })
 		if plain && d.Name != "postgres" && d.Name != "template0" && d.Name != "template1" {
 			return d.Name
 		}

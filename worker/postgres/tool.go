@@ -261,11 +261,14 @@ func (t *tool) compressType(ctx context.Context, wanted string) (string, error) 
 const (
 	exitOptionInvalid = 31
 	exitOptionValue   = 32
+	exitFileOpen      = 41
 	exitLock          = 50
 	exitFileMissing   = 55
 	exitConnect       = 56
 	exitMismatch      = 58
 	exitWrite         = 64
+	exitLinkExpected  = 69
+	exitLinkTarget    = 70
 	exitRestarted     = 101
 )
 
@@ -306,6 +309,12 @@ func explain(err error, f *Facts, repo string) error {
 		return fmt.Errorf("%w: PostgreSQL was restarted or closed the connection during the backup: a retry begins anew", err)
 	case has("Permission denied") && t.code != exitConnect:
 		return stage.Permanentf("%w: the account %s may not read or write there: correct the owner or the mode", err, f.ownerName())
+	case t.code == exitFileOpen && has("missing path/file"):
+		return stage.Permanentf("%w: a symbolic link in the data directory leads nowhere: remove it, or bring back what it leads to", err)
+	case t.code == exitLinkTarget:
+		return stage.Permanentf("%w: pgBackRest does not follow this link in the data directory: remove it (a tablespace whose location is in the data directory: move what is in it to another one, ALTER TABLE … SET TABLESPACE, and drop it)", err)
+	case t.code == exitLinkExpected:
+		return stage.Permanentf("%w: pgBackRest backs up no tablespace that lies in pg_tblspc itself (allow_in_place_tablespaces): move what is in it to another one (ALTER TABLE … SET TABLESPACE, ALTER DATABASE … SET TABLESPACE), and drop it", err)
 	case t.code == exitOptionInvalid || t.code == exitOptionValue:
 		return stage.Permanentf("%w: this pgBackRest does not take our options: install a version from %s on", err, minTool)
 	}
