@@ -76,10 +76,6 @@ func (r *restoration) placeInForce() error {
 		if !recorded {
 			unsaid = append(unsaid, file.name)
 		}
-		if file.setting == "config_file" && outside != "" && r.o.Live {
-			r.o.Live = false
-			r.done.warn("--live cannot leave the settings as they were: the original's %s was outside its data directory (%s): this server is quiet, as without --live: put the configuration in place as docs/restoring.md says, and then take the lines of the restore out of postgresql.auto.conf", file.name, outside)
-		}
 		if outside == "" && rel == file.name {
 			continue
 		}
@@ -92,6 +88,11 @@ func (r *restoration) placeInForce() error {
 		if err := r.bringInForce(filepath.Join(r.done.DataDir, rel), path, rel); err != nil {
 			return err
 		}
+	}
+	if _, err := os.Lstat(filepath.Join(r.done.DataDir, "postgresql.conf")); err != nil && r.o.Live {
+		r.o.Live = false
+		rel, outside, _ := r.inForce("config_file", "postgresql.conf")
+		r.done.warn("--live cannot leave the settings as they were: the original's postgresql.conf (%s) was not in the data directory that was backed up: this server is quiet, as without --live: put the configuration in place as docs/restoring.md says, and then take the lines of the restore out of postgresql.auto.conf", firstOf(outside, rel))
 	}
 	if len(unsaid) > 0 && r.o.Live {
 		r.done.before("before you start PostgreSQL, see in %s that these are the files which the original read, since the set does not say so, and no others decide who gets in: %s", r.done.DataDir, strings.Join(unsaid, ", "))

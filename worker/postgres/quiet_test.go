@@ -174,7 +174,10 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	shell(t, "sh", "-c", strings.Replace(r.StartCommand, " -w start", " -m fast -w stop", 1))
 
 	// With --live what leads to the original is out of force, and all else stays.
-	r, target = restoreWith(t, w, part, func(o *RestoreOptions) { o.Live = true })
+	// The libraries are those that were loaded, whatever the files say.
+	loaded := *part
+	loaded.Preload = map[string]string{"shared_preload_libraries": "unknown_lib, pg_prewarm"}
+	r, target = restoreWith(t, w, &loaded, func(o *RestoreOptions) { o.Live = true })
 	require.Contains(t, r.Warnings[0], "--live")
 	require.Contains(t, strings.Join(r.Before, "\n"), "the library unknown_lib, or take it out of shared_preload_libraries")
 	text, err := os.ReadFile(filepath.Join(target, "data/postgresql.conf"))
@@ -192,6 +195,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	}
 	require.Contains(t, string(auto), "\narchive_mode = 'off'\n")
 	require.Contains(t, string(auto), "\nmax_connections = '300'\n")
+	require.Contains(t, string(auto), "\nshared_preload_libraries = 'unknown_lib, pg_prewarm'\n")
 	require.NotContains(t, string(auto), "\nlisten_addresses")
 	require.FileExists(t, filepath.Join(target, "data/pg_hba.conf"))
 	require.NoFileExists(t, filepath.Join(target, "data/pg_hba.conf.original"))
