@@ -37,7 +37,9 @@ func TestAnotherHost(t *testing.T) {
 		other := place(t)
 		require.NoError(t, os.WriteFile(other+"/pg_ctl", []byte("#!/bin/sh\necho 'pg_ctl (PostgreSQL) 9.6.24'\n"), 0o755))
 		require.NoError(t, os.WriteFile(other+"/postgres", nil, 0o755))
-		r, target := restoreWith(t, w, part, func(o *RestoreOptions) { o.Installations = []string{other} })
+		outside := *part // what was set in a file that did not come
+		outside.ConfigInForce = map[string]string{"config_file": "/etc/own.conf"}
+		r, target := restoreWith(t, w, &outside, func(o *RestoreOptions) { o.Installations = []string{other} })
 		require.Contains(t, r.Warnings[0], "is not installed here, and no other major version can start this data directory")
 		major := filepath.Base(filepath.Dir(bin))
 		require.Contains(t, r.Before[0], "apt-get install postgresql-"+major+", from https://apt.postgresql.org")

@@ -68,18 +68,18 @@ func TestRestoredSubscriber(t *testing.T) {
 	require.Contains(t, before, "S'ub in postgres")
 	require.Contains(t, before, "catalog-backup restore: begin")
 
-	// What is printed is what ends the subscriptions, one line at once after the other:
-	// all but the one that nobody can reach, which it names.
+	// What is printed is what ends the subscriptions, one line at once after the other.
 	_, command, ok := strings.Cut(r.Before[1], "acts by itself: ")
 	require.True(t, ok, r.Before[1])
 	command, _, _ = strings.Cut(command, "; look in")
 	out, err := exec.Command("sh", "-c", r.StartCommand+" >/dev/null && "+command).CombinedOutput()
-	require.ErrorContains(t, err, "3", "%s: %s", command, out)
+	require.NoError(t, err, "%s: %s", command, out)
 	require.Contains(t, string(out), "session_preload_libraries=auto_explain")
-	require.Contains(t, string(out), "subscription closed in database closed, which lets no session in")
 	s := running(t, r)
-	require.Equal(t, "1", s.query("template1", "select count(*) from pg_subscription where subenabled or subslotname is not null"))
+	require.Equal(t, "f||4", s.query("template1", "select subenabled, subslotname, count(*) from pg_subscription group by 1, 2"))
+	// The server itself finds them ended: one that has a slot would be dropped there.
 	s.query("template1", "alter database closed allow_connections true")
+	s.query("closed", "drop subscription closed")
 	// Nor does what the role sets for its sessions keep a printed line from its work.
 	s.query("template1", "alter role postgres set local_preload_libraries = 'gone'; alter role postgres set role = pg_monitor; alter role postgres set statement_timeout = 1; alter role postgres set default_transaction_read_only = on")
 	out, err = exec.Command("sh", "-c", command).CombinedOutput()
@@ -89,7 +89,6 @@ func TestRestoredSubscriber(t *testing.T) {
 	out, err = exec.Command("sh", "-c", r.Psql+" -Atc 'show session_preload_libraries'").CombinedOutput()
 	require.NoError(t, err)
 	require.Equal(t, "\n", string(out), "a printed command loads what a database sets for its sessions")
-	require.Equal(t, "f|", s.query("postgres", "select distinct subenabled, subslotname from pg_subscription"))
 	auto := filepath.Join(target, "data", "postgresql.auto.conf")
 	content, err := os.ReadFile(auto)
 	require.NoError(t, err)

@@ -69,32 +69,19 @@ func enterable(d set.Database) bool {
 	return !d.Closed && d.Name != "template0" && !strings.ContainsFunc(d.Name, func(c rune) bool { return c < ' ' || c == '=' || c == ':' || c == utf8.RuneError })
 }
 
-// takeOver is a script for psql: it writes the statements for every subscription of
-// every database into a file and runs that, which goes on where one fails; then it
-// looks at what is left, and ends with an error if anything is. A name with a line
-// feed cannot stand behind \connect. %[1]s is the file, %[2]s a wait for the end of
-// recovery, %[3]s the database to come back to.
+// takeOver is a script for psql; %s is a wait for the end of recovery. It writes into
+// the catalog what ALTER SUBSCRIPTION does by DISABLE and SET (slot_name = NONE): that
+// statement works in the subscription's own database only, and there are databases
+// that let nobody in, or have names or locales with which psql does not get in and ends.
 const takeOver = `-- Made by a restore. To be run on the restored server, started as printed, before it takes over from the original.
 \set ON_ERROR_STOP on
-\pset tuples_only on
-\pset format unaligned
 \o /dev/null
-%[2]s;
-\o '%[1]s'
-set search_path = pg_catalog;
-select format(E'\\connect -reuse-previous=on "dbname=''%%s''"\nALTER SUBSCRIPTION %%I DISABLE;\nALTER SUBSCRIPTION %%2$I SET (slot_name = NONE);',
-    replace(replace(replace(datname, E'\\', E'\\\\'), '''', E'\\'''), '"', '""'), subname)
-  from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid
-  where datallowconn and datname !~ '[[:cntrl:]]' and (subenabled or subslotname is not null) order by datname, subname;
+%s;
 \o
-\set ON_ERROR_STOP off
-\i '%[1]s'
-\connect -reuse-previous=on "dbname='%[3]s'"
-\set ON_ERROR_STOP on
-\pset tuples_only off
-\pset format aligned
 set search_path = pg_catalog;
-\echo 'subscriptions, all of them: must be disabled, with no slot:'
+-- As ALTER SUBSCRIPTION ... DISABLE and SET (slot_name = NONE), in every database at once.
+update pg_catalog.pg_subscription set subenabled = false, subslotname = null where subenabled or subslotname is not null;
+\echo 'subscriptions: disabled, and parted from the slots of their publishers:'
 select d.datname as database, s.subname as subscription, s.subenabled as enabled, s.subslotname as slot
   from pg_catalog.pg_subscription s left join pg_catalog.pg_database d on d.oid = s.subdbid order by 1, 2;
 \echo 'prepared transactions: commit or roll back:'
@@ -102,12 +89,6 @@ select * from pg_catalog.pg_prepared_xacts;
 \echo 'what databases and roles set for their sessions: look for libraries and hosts:'
 select d.datname as database, r.rolname as role, s.setconfig as settings from pg_catalog.pg_db_role_setting s
   left join pg_catalog.pg_database d on d.oid = s.setdatabase left join pg_catalog.pg_roles r on r.oid = s.setrole;
-\pset tuples_only on
-\pset format unaligned
-select 'NOT ENDED: subscription ' || quote_ident(subname) || ' in database ' || quote_ident(datname)
-    || case when datallowconn then ', see the message above' else ', which lets no session in: ALTER DATABASE ' || quote_ident(datname) || ' ALLOW_CONNECTIONS true, and run this again' end
-  from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid where subenabled or subslotname is not null;
-select ('not ended, see above: ' || string_agg(quote_ident(subname), ', '))::int from pg_catalog.pg_subscription where subenabled or subslotname is not null having count(*) > 0;
 `
 
 func (r *restoration) takeOverScript() string { return filepath.Join(r.o.Target, "take-over.sql") }
@@ -117,8 +98,7 @@ func (r *restoration) writeTakeOver() error {
 	if r.o.Live {
 		return nil
 	}
-	home := strings.NewReplacer(`\`, `\\`, `'`, `\'`, `"`, `""`).Replace(r.home())
-	text := fmt.Sprintf(takeOver, filepath.Join(r.o.Target, "take-over.subscriptions.sql"), waitPromoted, home)
+	text := fmt.Sprintf(takeOver, waitPromoted)
 	if err := writeFile(r.takeOverScript(), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("restore PostgreSQL: write %s: %w", r.takeOverScript(), err)
 	}
