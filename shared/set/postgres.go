@@ -41,11 +41,19 @@ type Postgres struct {
 
 	// What follows came later; a set that lacks it does not say.
 
-	// Superuser is the role that initdb made.
+	// Superuser is a role that may log in and do all: the one that initdb made, where
+	// that still may.
 	Superuser string `json:"superuser,omitempty"`
 	// Preload is what the server loaded by itself: the values in force of
 	// shared_preload_libraries and session_preload_libraries, by these names.
 	Preload map[string]string `json:"preload,omitempty"`
+	// ConfigInForce are the files that the server read, by the settings config_file,
+	// hba_file and ident_file: relative to the data directory where they lie in it,
+	// else absolute. Others of the usual names may lie there, and mean nothing.
+	ConfigInForce map[string]string `json:"config_in_force,omitempty"`
+	// TrackCommitTimestamp says that the server kept the times of commits; a server
+	// that starts once without it forgets them all.
+	TrackCommitTimestamp bool `json:"track_commit_timestamp,omitempty"`
 	// Subscriptions of logical replication, of all databases.
 	Subscriptions []Subscription `json:"subscriptions,omitempty"`
 	// Collations are the versions of the libraries that sort text.
@@ -111,6 +119,8 @@ type Database struct {
 	Provider string `json:"locale_provider,omitempty"` // c (libc), i (ICU), b (builtin)
 	Collate  string `json:"collate,omitempty"`         // as the operating system names it
 	Ctype    string `json:"ctype,omitempty"`
+	// Closed says that the database lets no session in (ALLOW_CONNECTIONS false).
+	Closed bool `json:"closed,omitempty"`
 }
 
 // Tablespace is a tablespace outside the data directory.

@@ -228,6 +228,7 @@ func (b *backup) describe(ctx context.Context) (*set.Postgres, error) {
 		Databases: f.Databases, Tablespaces: b.tablespaces(m), Limits: f.Limits,
 		Config: []set.ConfigFile{}, PageErrors: []set.PageError{},
 		Superuser: f.Superuser, Preload: f.Preload, Subscriptions: f.Subscriptions, Collations: f.Collations,
+		ConfigInForce: f.ConfigInForce, TrackCommitTimestamp: f.CommitTimes,
 	}
 	for _, e := range m.pageErrors {
 		part.PageErrors = append(part.PageErrors, set.PageError{File: e.name, Blocks: blockList(e.blocks)})

@@ -131,13 +131,18 @@ func (r *restoration) block() []string {
 			put(0, name, strconv.Itoa(n))
 		}
 	}
-	if r.control["track_commit_timestamp setting"] == "on" {
+	if r.control["track_commit_timestamp setting"] == "on" || r.o.Part.TrackCommitTimestamp {
 		put(0, "track_commit_timestamp", "on")
 	}
 	if lower := r.lowerBuffers(); lower != "" {
 		put(0, "shared_buffers", lower)
 	}
 	if r.o.Live {
+		for _, name := range preloads {
+			if value, recorded := r.o.Part.Preload[name]; recorded {
+				put(0, name, value)
+			}
+		}
 		return lines
 	}
 	level := "replica"

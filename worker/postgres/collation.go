@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,13 +23,20 @@ func (f *Facts) readOrigin(ctx context.Context, c *pgx.Conn) error {
 	f.Preload = map[string]string{}
 	for _, name := range preloads {
 		var value string
-		if err := c.QueryRow(ctx, "select current_setting($1)", name).Scan(&value); err != nil {
+		// What is set for our own session is not the server's.
+		err := c.QueryRow(ctx, "select setting from pg_catalog.pg_settings where name = $1 and source in ('default', 'environment variable', 'configuration file', 'command line')", name).Scan(&value)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		if err != nil {
 			return queryError(ctx, name, err)
 		}
 		f.Preload[name] = value
 	}
-	if err := c.QueryRow(ctx, "select coalesce((select rolname::text from pg_catalog.pg_roles where oid = 10), '')").Scan(&f.Superuser); err != nil {
-		return queryError(ctx, "the first superuser", err)
+	// Where none of them may log in, nothing printed for it works: then it is initdb's.
+	if err := c.QueryRow(ctx, `select coalesce((select rolname::text from pg_catalog.pg_roles where oid = 10 or rolsuper
+		order by rolsuper and rolcanlogin desc, oid = 10 desc, rolname = session_user desc, oid limit 1), '')`).Scan(&f.Superuser); err != nil {
+		return queryError(ctx, "a superuser that may log in", err)
 	}
 	rows, err := c.Query(ctx, "select d.datname::text, s.subname::text from pg_catalog.pg_subscription s join pg_catalog.pg_database d on d.oid = s.subdbid order by 1, 2")
 	if err != nil {
@@ -175,7 +183,8 @@ func (r *restoration) compareCollations(ctx context.Context) error {
 
 // reindexdb is the command that makes all indexes anew.
 func (r *restoration) reindexdb() string {
-	return r.asOwner(fmt.Sprintf("%s%s --all", r.program("reindexdb"), r.address()))
+	return r.psql(r.home(), "-qo /dev/null -c "+shellQuote(waitPromoted)) + " && " +
+		r.asOwner(fmt.Sprintf("%s %s%s --all --maintenance-db=%s", quietSession, r.program("reindexdb"), r.address(), shellQuote(r.home())))
 }
 
 // missingLocales warns of databases that no session can enter here, since PostgreSQL

@@ -72,12 +72,18 @@ func TestDebianCluster(t *testing.T) {
 	require.NotEmpty(t, verify(t, part, mutate(list, i, func(b []byte) []byte { b[5] ^= 1; return b })))
 	require.NotEmpty(t, verify(t, part, append(append([]entry(nil), list[:i]...), list[i+1:]...)))
 
+	// None of the settings is in the data directory, so that nothing can be left as it was.
+	r, _ := restoreWith(t, w, part, func(o *RestoreOptions) { o.Live = true })
+	require.Contains(t, r.Warnings[0], "--live cannot leave the settings as they were: the original's postgresql.conf ("+conf+"/postgresql.conf) was not in the data directory")
+	s := start(t, r, 0)
+	require.Equal(t, "|"+s.socket+"|0700|0", s.query("postgres", "select concat_ws('|', current_setting('listen_addresses'), current_setting('unix_socket_directories'), current_setting('unix_socket_permissions'), current_setting('max_logical_replication_workers'))"))
+
 	// Everything but DIR goes.
 	shell(t, "pg_dropcluster", "--stop", version, name)
 	require.NoError(t, os.RemoveAll(root))
 	r, target := restore(t, w, part)
 	require.FileExists(t, target+"/config"+conf+"/pg_hba.conf")
-	s := start(t, r, 5432)
+	s = start(t, r, 5432)
 	require.Equal(t, "1000", s.query("postgres", "select count(*) from t"))
 	require.Equal(t, "77|13", s.query("postgres", "select current_setting('max_connections') || '|' || current_setting('max_worker_processes')"))
 	requireInside(t, target)

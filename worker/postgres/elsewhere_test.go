@@ -17,7 +17,7 @@ import (
 // TestAnotherHost restores one backup as on hosts that have another major version,
 // other libraries, less memory, or lack a locale.
 func TestAnotherHost(t *testing.T) {
-	p := lab.Postgres(t, lab.WithConf("max_connections = 211", "max_prepared_transactions = 7", "superuser_reserved_connections = 0"))
+	p := lab.Postgres(t, lab.WithConf("max_connections = 211", "max_prepared_transactions = 7", "superuser_reserved_connections = 0", "track_commit_timestamp = on"))
 	p.Psql("create database app; create role boss; begin; prepare transaction 'x'")
 	w := newWork(t)
 	part, _ := backUp(t, options(p), w)
@@ -37,7 +37,9 @@ func TestAnotherHost(t *testing.T) {
 		other := place(t)
 		require.NoError(t, os.WriteFile(other+"/pg_ctl", []byte("#!/bin/sh\necho 'pg_ctl (PostgreSQL) 9.6.24'\n"), 0o755))
 		require.NoError(t, os.WriteFile(other+"/postgres", nil, 0o755))
-		r, target := restoreWith(t, w, part, func(o *RestoreOptions) { o.Installations = []string{other} })
+		outside := *part // what was set in a file that did not come
+		outside.ConfigInForce = map[string]string{"config_file": "/etc/own.conf"}
+		r, target := restoreWith(t, w, &outside, func(o *RestoreOptions) { o.Installations = []string{other} })
 		require.Contains(t, r.Warnings[0], "is not installed here, and no other major version can start this data directory")
 		major := filepath.Base(filepath.Dir(bin))
 		require.Contains(t, r.Before[0], "apt-get install postgresql-"+major+", from https://apt.postgresql.org")
@@ -49,7 +51,7 @@ func TestAnotherHost(t *testing.T) {
 		require.Contains(t, r.StartCommand, "/usr/lib/postgresql/"+major+"/bin/pg_ctl -D '"+target+"/data'")
 		// Once that version is installed, what is printed works; the limits are the manifest's.
 		r.StartCommand = strings.ReplaceAll(r.StartCommand, "/usr/lib/postgresql/"+major+"/bin", bin)
-		require.Equal(t, "211", start(t, r, 0).query("app", "show max_connections"))
+		require.Equal(t, "211|on", start(t, r, 0).query("app", "select current_setting('max_connections') || '|' || current_setting('track_commit_timestamp')"))
 	})
 	t.Run("other libraries", func(t *testing.T) {
 		other := *part
@@ -66,7 +68,7 @@ func TestAnotherHost(t *testing.T) {
 		require.Contains(t, strings.Join(r.Notes, "\n"), "shared_buffers of 32 MB is more than this host with 40 MB of memory can have: it is 10MB here")
 		// Both commands in the warning work as they are printed.
 		_, command, _ := strings.Cut(r.Warnings[0], "in every database (")
-		command, _, _ = strings.Cut(command, ")")
+		command, _, _ = strings.Cut(command, "), check unique")
 		_, look, _ := strings.Cut(r.Warnings[0], "what differs: ")
 		for _, c := range []string{command, look} {
 			out, err := exec.Command("sh", "-c", c).CombinedOutput()

@@ -171,9 +171,6 @@ func restore(t testing.TB, w Work, part *set.Postgres) (*Restored, string) {
 // original's port does not matter: a restored server's is quietPort.
 func start(t testing.TB, r *Restored, _ int) *server {
 	t.Helper()
-	bin, err := lab.PGBinDir()
-	require.NoError(t, err)
-	socket := filepath.Join(filepath.Dir(r.DataDir), "socket")
 	t.Cleanup(func() {
 		stop := strings.Replace(r.StartCommand, " -w start", " -m immediate -w stop", 1)
 		_ = exec.Command("sh", "-c", stop).Run()
@@ -183,6 +180,15 @@ func start(t testing.TB, r *Restored, _ int) *server {
 		log, _ := os.ReadFile(filepath.Join(filepath.Dir(r.DataDir), "server.log"))
 		t.Fatalf("%s: %v: %s\n%s", r.StartCommand, err, out, log)
 	}
+	return running(t, r)
+}
+
+// running is the server that was started by what r printed.
+func running(t testing.TB, r *Restored) *server {
+	t.Helper()
+	bin, err := lab.PGBinDir()
+	require.NoError(t, err)
+	socket := filepath.Join(filepath.Dir(r.DataDir), "socket")
 	s := &server{t: t, socket: socket, port: fmt.Sprint(quietPort), bin: bin, data: r.DataDir}
 	if _, err := os.Stat(socket); err != nil {
 		require.Regexp(t, ` -h /tmp/restored-\d+ `, r.Psql)
@@ -196,7 +202,7 @@ func start(t testing.TB, r *Restored, _ int) *server {
 func (s *server) query(db, sql string) string {
 	s.t.Helper()
 	cmd := exec.Command(filepath.Join(s.bin, "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", s.socket, "-p", s.port, "-U", "postgres", "-d", db, "-c", sql)
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "PGCLIENTENCODING=UTF8"}
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "PGCLIENTENCODING=UTF8", "PGOPTIONS=-clocal_preload_libraries= -crole=none -cstatement_timeout=0"}
 	out, err := cmd.CombinedOutput()
 	require.NoError(s.t, err, "%s", out)
 	return strings.TrimSpace(string(out))

@@ -88,7 +88,11 @@ func (r *restoration) keepLibrary(setting, name string, needed bool) bool {
 // wantLibraries names, for a live server, the libraries without which it does not
 // start here.
 func (r *restoration) wantLibraries(setting string) {
-	for _, name := range libraryList(r.values[setting]) {
+	value, recorded := r.o.Part.Preload[setting]
+	if !recorded {
+		value = r.values[setting]
+	}
+	for _, name := range libraryList(value) {
 		if r.bin != "" && !(libraryName.MatchString(name) && r.hasLibrary(name)) {
 			r.done.before("install the extension that brings the library %s, or take it out of %s: PostgreSQL does not start without it", name, setting)
 		}

@@ -116,9 +116,11 @@ type Facts struct {
 	Tablespaces []set.Tablespace
 	Limits      map[string]int
 
-	Superuser     string // the role that initdb made
+	Superuser     string // that may log in
 	Preload       map[string]string
 	Subscriptions []set.Subscription
+	ConfigInForce map[string]string // as in set.Postgres
+	CommitTimes   bool              // track_commit_timestamp
 	Collations    []set.Collation
 
 	Config []set.ConfigFile // outside the data directory; Size and SHA256 are filled by Backup

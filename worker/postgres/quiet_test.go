@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"catalog-backup/shared/lab"
@@ -41,35 +43,52 @@ func TestRestoredSubscriber(t *testing.T) {
 		return func() bool { got, err := subscriber.Query("select count(*) from t"); return err == nil && got == n }
 	}
 	subscriber.Psql("alter database postgres set session_preload_libraries = 'auto_explain'")
+	// Databases whose names psql takes apart, and one that lets nobody in.
+	for i, database := range []string{"host=x", `q'uo\"te`, "closed"} {
+		subscriber.Psql("create database made")
+		subscriber.PsqlIn("made", fmt.Sprintf("create subscription %s connection 'host=/nowhere' publication p with (connect = false, slot_name = 'x%d')", pgx.Identifier{database}.Sanitize(), i))
+		subscriber.Psql("alter database made rename to " + pgx.Identifier{database}.Sanitize())
+	}
+	subscriber.Psql("alter database closed allow_connections false")
 	publisher.Psql("insert into t select generate_series(1, 10)")
 	require.Eventually(t, rows("10"), 30*time.Second, 50*time.Millisecond)
 	w := newWork(t)
 	part, _ := backUp(t, options(subscriber), w)
-	require.Equal(t, []set.Subscription{{Database: "postgres", Name: "S'ub"}}, part.Subscriptions)
+	require.Contains(t, part.Subscriptions, set.Subscription{Database: "postgres", Name: "S'ub"})
+	require.Len(t, part.Subscriptions, 4)
 	require.NoError(t, subscriber.Stop())
 	require.Eventually(t, func() bool { return publisher.Psql("select active from pg_replication_slots") == "f" }, 30*time.Second, 50*time.Millisecond)
 	publisher.Psql("insert into t select generate_series(11, 20)")
 	stands := publisher.Psql("select confirmed_flush_lsn from pg_replication_slots")
 
 	r, target := restore(t, w, part)
-	s := start(t, r, 0)
-	require.Equal(t, "10", s.query("postgres", "select count(*) from t"))
-	require.Equal(t, "0", s.query("postgres", "select count(*) from pg_stat_activity where backend_type ~ 'logical replication'"))
+	stop := strings.Replace(r.StartCommand, " -w start", " -m fast -w stop", 1)
+	t.Cleanup(func() { _ = exec.Command("sh", "-c", stop).Run() })
 	before := strings.Join(r.Before, "\n")
-	require.Contains(t, before, "(S'ub in postgres)")
+	require.Contains(t, before, "S'ub in postgres")
 	require.Contains(t, before, "catalog-backup restore: begin")
 
-	// What is printed is what ends the subscription.
+	// What is printed is what ends the subscriptions, one line at once after the other.
 	_, command, ok := strings.Cut(r.Before[1], "acts by itself: ")
 	require.True(t, ok, r.Before[1])
 	command, _, _ = strings.Cut(command, "; look in")
-	out, err := exec.Command("sh", "-c", command).CombinedOutput()
+	out, err := exec.Command("sh", "-c", r.StartCommand+" >/dev/null && "+command).CombinedOutput()
 	require.NoError(t, err, "%s: %s", command, out)
 	require.Contains(t, string(out), "session_preload_libraries=auto_explain")
+	s := running(t, r)
+	require.Equal(t, "f||4", s.query("template1", "select subenabled, subslotname, count(*) from pg_subscription group by 1, 2"))
+	// The server itself finds them ended: one that has a slot would be dropped there.
+	s.query("template1", "alter database closed allow_connections true")
+	s.query("closed", "drop subscription closed")
+	// Nor does what the role sets for its sessions keep a printed line from its work.
+	s.query("template1", "alter role postgres set local_preload_libraries = 'gone'; alter role postgres set role = pg_monitor; alter role postgres set statement_timeout = 1; alter role postgres set default_transaction_read_only = on")
+	out, err = exec.Command("sh", "-c", command).CombinedOutput()
+	require.NoError(t, err, "%s: %s", command, out)
+	require.Equal(t, "10", s.query("postgres", "select count(*) from t"))
+	require.Equal(t, "0", s.query("postgres", "select count(*) from pg_stat_activity where backend_type ~ 'logical replication'"))
 	out, err = exec.Command("sh", "-c", r.Psql+" -Atc 'show session_preload_libraries'").CombinedOutput()
 	require.NoError(t, err)
 	require.Equal(t, "\n", string(out), "a printed command loads what a database sets for its sessions")
-	require.Equal(t, "f|", s.query("postgres", "select subenabled, subslotname from pg_subscription"))
 	auto := filepath.Join(target, "data", "postgresql.auto.conf")
 	content, err := os.ReadFile(auto)
 	require.NoError(t, err)
@@ -77,7 +96,7 @@ func TestRestoredSubscriber(t *testing.T) {
 	require.True(t, ok)
 	require.True(t, strings.HasSuffix(string(content), blockEnd+"\n"))
 	require.NoError(t, os.WriteFile(auto, []byte(head+"listen_addresses = ''\nunix_socket_directories = '"+s.socket+"'\n"), 0o600))
-	shell(t, "sh", "-c", strings.Replace(r.StartCommand, " -w start", " -m fast -w stop", 1))
+	shell(t, "sh", "-c", stop)
 	s = start(t, r, 0)
 	require.Equal(t, "4", s.query("postgres", "show max_logical_replication_workers"))
 
@@ -154,7 +173,10 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	shell(t, "sh", "-c", strings.Replace(r.StartCommand, " -w start", " -m fast -w stop", 1))
 
 	// With --live what leads to the original is out of force, and all else stays.
-	r, target = restoreWith(t, w, part, func(o *RestoreOptions) { o.Live = true })
+	// The libraries are those that were loaded, whatever the files say.
+	loaded := *part
+	loaded.Preload = map[string]string{"shared_preload_libraries": "unknown_lib, pg_prewarm"}
+	r, target = restoreWith(t, w, &loaded, func(o *RestoreOptions) { o.Live = true })
 	require.Contains(t, r.Warnings[0], "--live")
 	require.Contains(t, strings.Join(r.Before, "\n"), "the library unknown_lib, or take it out of shared_preload_libraries")
 	text, err := os.ReadFile(filepath.Join(target, "data/postgresql.conf"))
@@ -172,6 +194,7 @@ func TestConfigurationIsAnAllowList(t *testing.T) {
 	}
 	require.Contains(t, string(auto), "\narchive_mode = 'off'\n")
 	require.Contains(t, string(auto), "\nmax_connections = '300'\n")
+	require.Contains(t, string(auto), "\nshared_preload_libraries = 'unknown_lib, pg_prewarm'\n")
 	require.NotContains(t, string(auto), "\nlisten_addresses")
 	require.FileExists(t, filepath.Join(target, "data/pg_hba.conf"))
 	require.NoFileExists(t, filepath.Join(target, "data/pg_hba.conf.original"))

@@ -110,8 +110,9 @@ type restoration struct {
 	kept      map[string]bool     // the same, in one
 	ownLines  string              // postgresql.auto.conf without our block
 
-	seen        map[string]bool // configuration files that were gone through
-	files       []string        // of those, the ones with lines out of force
+	moved       map[string]string // files in the data directory that got another name
+	seen        map[string]bool   // configuration files that were gone through
+	files       []string          // of those, the ones with lines out of force
 	retiredIn   map[string][]string
 	saidBuffers bool
 }

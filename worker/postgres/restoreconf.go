@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"catalog-backup/worker/postgres/pgconf"
-	"catalog-backup/worker/stage"
 )
 
 // retired marks the lines that a restore put out of force.
@@ -29,6 +28,9 @@ func (r *restoration) configure(ctx context.Context) error {
 		}
 	}
 	if err := r.cutLinks(); err != nil {
+		return err
+	}
+	if err := r.placeInForce(); err != nil {
 		return err
 	}
 	r.control = r.readControl(ctx)
@@ -126,6 +128,14 @@ func (r *restoration) rewrite(path string, depth int) error {
 		case l.Kind == pgconf.Blank:
 			continue
 		case l.Name == "include", l.Name == "include_if_exists", l.Name == "include_dir":
+			if to := r.moved[includedPath(path, l.Value)]; to != "" && l.Name != "include_dir" {
+				near, err := filepath.Rel(filepath.Dir(path), to)
+				if err != nil {
+					return fmt.Errorf("restore PostgreSQL: %w", err)
+				}
+				l.Value, line = near, pgconf.Quote(l.Name, near)
+				lines[i] = line
+			}
 			if keep, err = r.include(path, l, depth); err != nil {
 				return err
 			}
@@ -163,11 +173,7 @@ func (r *restoration) mayStay(name, value string) bool {
 // not read before; all others are put out of force: the server would not start, or
 // would read what nobody looked through.
 func (r *restoration) include(from string, l pgconf.Line, depth int) (bool, error) {
-	target := l.Value
-	if !filepath.IsAbs(target) {
-		target = filepath.Join(filepath.Dir(from), target)
-	}
-	target = filepath.Clean(target)
+	target := includedPath(from, l.Value)
 	if strings.TrimSpace(l.Value) == "" || depth >= maxDepth || !r.inData(target) {
 		return false, nil
 	}
@@ -195,6 +201,14 @@ func (r *restoration) include(from string, l pgconf.Line, depth int) (bool, erro
 		}
 	}
 	return true, nil
+}
+
+// includedPath is where an include in the file from leads to.
+func includedPath(from, value string) string {
+	if filepath.IsAbs(value) {
+		return filepath.Clean(value)
+	}
+	return filepath.Join(filepath.Dir(from), value)
 }
 
 // inData tells whether a path lies in the data directory, by its name and in fact,
@@ -226,34 +240,4 @@ func (r *restoration) sayRetired() {
 	for _, file := range r.files {
 		r.done.note("%s: put out of force where they stand, behind %q: %s", file, strings.TrimSpace(retired), strings.Join(r.retiredIn[file], ", "))
 	}
-}
-
-// access makes the restored server's own account the only one that gets in, with
-// no file or service asked. With live the original's rules stay.
-func (r *restoration) access() error {
-	files := map[string]string{
-		"pg_hba.conf":   "# Made by a restore: the socket is for the server's own account only.\nlocal  all  all  trust\nlocal  replication  all  trust\n",
-		"pg_ident.conf": "# Made by a restore: empty.\n",
-	}
-	for _, name := range []string{"pg_hba.conf", "pg_ident.conf"} {
-		path := filepath.Join(r.done.DataDir, name)
-		_, err := os.Lstat(path)
-		switch {
-		case err == nil && r.o.Live:
-			continue
-		case err == nil:
-			if err := os.Rename(path, path+".original"); err != nil {
-				return fmt.Errorf("restore PostgreSQL: put %s aside: %w", path, err)
-			}
-			r.done.note("%s is %s.original now: the restored server lets in its own account, by its socket", name, name)
-		case errors.Is(err, fs.ErrNotExist):
-			r.done.note("%s was not in the data directory: a minimal one was made", name)
-		default:
-			return fmt.Errorf("restore PostgreSQL: %w", err)
-		}
-		if err := writeFile(path, []byte(files[name]), 0o600); err != nil {
-			return stage.Permanentf("restore PostgreSQL: write %s: %w", path, noSpace(err))
-		}
-	}
-	return nil
 }

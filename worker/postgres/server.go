@@ -146,6 +146,12 @@ func (f *Facts) readSettings(ctx context.Context, c *pgx.Conn) error {
 	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error { f.Limits[name] = value; return nil }); err != nil {
 		return queryError(ctx, "the server's limits", err)
 	}
+	if err := c.QueryRow(ctx, "select current_setting('track_commit_timestamp') = 'on'").Scan(&f.CommitTimes); err != nil {
+		return queryError(ctx, "track_commit_timestamp", err)
+	}
+	if err := f.readInForce(ctx, c); err != nil {
+		return err
+	}
 	return f.findSocket(sockets)
 }
 
@@ -171,13 +177,13 @@ func (f *Facts) readContents(ctx context.Context, c *pgx.Conn) error {
 	if f.VersionNum >= 150000 {
 		provider = "datlocprovider::text"
 	}
-	rows, err := c.Query(ctx, `select oid, datname, pg_encoding_to_char(encoding), coalesce(pg_database_size(oid), 0), `+provider+`, coalesce(datcollate::text, ''), coalesce(datctype::text, '') from pg_database order by oid`)
+	rows, err := c.Query(ctx, `select oid, datname, pg_encoding_to_char(encoding), coalesce(pg_database_size(oid), 0), `+provider+`, coalesce(datcollate::text, ''), coalesce(datctype::text, ''), not datallowconn from pg_database order by oid`)
 	if err != nil {
 		return queryError(ctx, "the databases", err)
 	}
 	f.Databases = nil
 	var d set.Database
-	if _, err = pgx.ForEachRow(rows, []any{&d.OID, &d.Name, &d.Encoding, &d.Size, &d.Provider, &d.Collate, &d.Ctype}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&d.OID, &d.Name, &d.Encoding, &d.Size, &d.Provider, &d.Collate, &d.Ctype, &d.Closed}, func() error {
 		f.Databases = append(f.Databases, d)
 		return nil
 	}); err != nil {
