@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"catalog-backup/shared/set"
@@ -45,6 +46,9 @@ func Script(m *set.Manifest) []byte {
 	number("SEGMENT_MB", p.WALSegmentSize>>20)
 	value("PGBACKREST", p.Tool.Version)
 	value("SUPERUSER", cmp.Or(p.Superuser, "postgres"))
+	value("DATABASE", database(p))
+	number("COMMIT_TIMES", map[bool]int64{true: 1}[p.TrackCommitTimestamp])
+	value("TABLESPACES", strings.Join(tablespaces(p), " "))
 	value("LABEL", p.Label)
 	value("START_WAL", p.StartWAL)
 	value("STOP_WAL", p.StopWAL)
@@ -84,6 +88,30 @@ func discarded(x *set.EventBus) []string {
 		if segmentRE.MatchString(s.Entry) {
 			out = append(out, s.Entry)
 		}
+	}
+	return out
+}
+
+// database is one that lets sessions in, by a name that psql does not take for an address.
+func database(p *set.Postgres) string {
+	open := []string{}
+	for _, d := range p.Databases {
+		if !d.Closed && d.Name != "template0" && databaseRE.MatchString(d.Name) {
+			open = append(open, d.Name)
+		}
+	}
+	if len(open) == 0 || slices.Contains(open, "postgres") {
+		return "postgres"
+	}
+	return open[0]
+}
+
+var databaseRE = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+func tablespaces(p *set.Postgres) []string {
+	var out []string
+	for _, t := range p.Tablespaces {
+		out = append(out, strconv.FormatUint(uint64(t.OID), 10))
 	}
 	return out
 }

@@ -122,6 +122,7 @@ if wants postgres; then
   [ -n "$bin" ] || die "PostgreSQL $MAJOR is not installed here, and no other major version can start this database: apt-get install postgresql-$MAJOR (from https://apt.postgresql.org where the system has another), or dnf install postgresql$MAJOR-server (https://yum.postgresql.org)${others:+; without PostgreSQL: $self $target$others}"
   command -v pgbackrest >/dev/null || die "pgBackRest is missing: install the package pgbackrest, $PGBACKREST or newer"
   socket=$target/postgres/socket
+  [[ $socket != *,* ]] || die "the server takes a comma for the end of its socket's directory: choose a target without one"
   [ ${#socket} -le 87 ] || die "the path of the target is too long for the server's socket: choose one of at most $((87 - 16)) characters"
   if [ "$(id -u)" = 0 ]; then
     command -v runuser >/dev/null || die "runuser is missing: install util-linux"
@@ -217,6 +218,12 @@ data=$target/postgres/data
 conf=$target/postgres/pgbackrest/pgbackrest.conf
 [ -d "$repo/backup/catalog/$LABEL" ] || die "$repo has no backup $LABEL: the archive is not the one of this set"
 mkdir -p -- "$target"/postgres/{data,tablespaces,socket} "$target"/postgres/pgbackrest/{log,lock,spool}
+# By number: a tablespace's name may be a path that leads elsewhere.
+maps=()
+for oid in $TABLESPACES; do
+  mkdir -- "$target/postgres/tablespaces/$oid"
+  maps+=("--tablespace-map=$oid=$target/postgres/tablespaces/$oid")
+done
 cat >"$conf" <<C
 [global]
 repo1-path=$repo
@@ -236,7 +243,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 tool() { owner pgbackrest --config="$conf" --stanza=catalog "$@"; }
 # Type none leaves the recovery to the lines below: the server takes its WAL from pg_wal and asks nobody.
-tool --set="$LABEL" --type=none --tablespace-map-all="$target/postgres/tablespaces" restore
+tool --set="$LABEL" --type=none "${maps[@]}" restore
 segments=0
 while read -r segment; do
   tool archive-get "$segment" "$data/pg_wal/$segment"
@@ -283,6 +290,7 @@ superuser_reserved_connections = 0
 C
   # As initdb sets them: the defaults are too small for such segments to start with.
   [ "$SEGMENT_MB" -le 16 ] || printf 'min_wal_size = %dMB\nmax_wal_size = %dMB\n' $((5 * SEGMENT_MB)) $((64 * SEGMENT_MB))
+  [ "$COMMIT_TIMES" = 0 ] || echo 'track_commit_timestamp = on' # a start without it forgets them all
   [ "$MAJOR" -lt 17 ] || echo 'event_triggers = off' # those at log-in run in every session
   [ "$MAJOR" -lt 12 ] || printf "# It takes its WAL from pg_wal, to the end of the backup.\n%s\nrecovery_target_timeline = 'current'\n" "$recovery"
 } >"$data/postgresql.conf"
@@ -308,6 +316,6 @@ echo "ALTER SUBSCRIPTION name SET (slot_name = NONE): or it takes the changes th
 echo "start PostgreSQL, which then recovers to the end of the backup by itself:"
 echo "  $as$bin/pg_ctl -D $data -l $target/postgres/server.log -t 86400 -w start"
 echo "look at it:"
-echo "  $as/usr/bin/env PGOPTIONS=-csession_preload_libraries= $bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d postgres -l"
+echo "  $as/usr/bin/env PGOPTIONS='-csession_preload_libraries= -clocal_preload_libraries=' $bin/psql -h $socket -p 5432 -U $(printf %q "$SUPERUSER") -d $(printf %q "$DATABASE") -l"
 finish
 }
