@@ -28,15 +28,19 @@ func TestRestoreByHand(t *testing.T) {
 	s := newSite(t, 50_000, "")
 	space, err := s.pg.Mkdir("space")
 	require.NoError(t, err)
-	s.pg.Psql(fmt.Sprintf("create tablespace far location '%s'", space))
-	s.pg.Psql("create table kept_far tablespace far as select g, md5(g::text) from generate_series(1, 1000) g")
+	s.pg.Psql("alter system set track_commit_timestamp = on")
+	require.NoError(t, s.pg.Stop())
+	require.NoError(t, s.pg.Start())
+	s.pg.Psql(fmt.Sprintf(`create tablespace "../../../far" location '%s'`, space)) // a name that leads out of the target
+	s.pg.Psql(`create table kept_far tablespace "../../../far" as select g, md5(g::text) from generate_series(1, 1000) g`)
 	s.pg.Psql("alter system set session_preload_libraries = 'auto_explain'")
 	nastyFiles(t, filepath.Join(s.root, "app"))
 	s.startWorker()
 	a := s.backUp()
 	s.termWorker()
-	rows := "select count(*), md5(string_agg(body, ',' order by id)), (select md5(string_agg(md5, ',' order by g)) from kept_far) from events"
+	rows := "select count(*), md5(string_agg(body, ',' order by id)), (select md5(string_agg(md5, ',' order by g)) from kept_far), (select pg_xact_commit_timestamp(xmin) from kept_far limit 1) from events"
 	want := s.pg.Psql(rows)
+	require.Regexp(t, ` \d\d:|\d\d:\d\d`, want)
 	files := tree(t, filepath.Join(s.root, "app"))
 	delete(files, "left.tmp") // excluded
 	records := digests(t, s.bus)
@@ -69,6 +73,7 @@ func TestRestoreByHand(t *testing.T) {
 	require.Contains(t, said, "session_preload_libraries = 'auto_explain'")
 	require.Equal(t, files, tree(t, filepath.Join(target, "unpacked/files", s.root, "app")))
 	require.FileExists(t, filepath.Join(target, "postgres/data/postgresql.conf.original"))
+	require.NoFileExists(t, filepath.Join(filepath.Dir(target), "far"))
 
 	m, err := set.ReadManifest(*a.Manifest)
 	require.NoError(t, err)
