@@ -118,6 +118,9 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		}
 		if !moved {
 			r.answers++
+			if r.source < 0 {
+				r.source = r.leader
+			}
 		}
 		moved, r.empty, r.badCRC = true, 0, 0
 		if err := r.account(min(b.base, r.end)); err != nil {
@@ -193,6 +196,7 @@ func (r *reader) store(ctx context.Context, b batch) error {
 // did to these: the next answer's does.
 func (r *reader) heard(resp *kmsg.FetchResponseTopicPartition) {
 	r.unsure = false
+	r.moved = r.moved || r.source >= 0 && r.source != r.leader
 	r.lost = max(r.lost, resp.LogStartOffset)
 	r.stable = max(r.stable, stableEnd(resp))
 	if r.p.Compacted {

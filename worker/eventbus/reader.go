@@ -19,7 +19,9 @@ type reader struct {
 	p        *set.Partition
 	seg      *segmenter
 	leader   int32
-	compacts bool // the topic's policy explains every hole
+	source   int32 // who gave the first batch; -1 before
+	moved    bool  // another broker answered after it
+	compacts bool  // the topic's policy explains every hole
 
 	off     int64 // to fetch from
 	end     int64 // to read to; rises with stable while the partition is compacted
@@ -50,8 +52,11 @@ type reader struct {
 func (d *dumper) newReader(j *job) *reader {
 	t, p := j.t, j.partition()
 	j.compacts = j.compacts || t.policy.compact()
-	return &reader{d: d, t: t, p: p, leader: t.leaders[j.i], compacts: j.compacts, off: p.Start, covered: p.Start, end: p.Listed, epoch: -1, began: d.o.Now()}
+	return &reader{d: d, t: t, p: p, leader: t.leaders[j.i], compacts: j.compacts, off: p.Start, covered: p.Start, end: p.Listed, source: -1, epoch: -1, began: d.o.Now()}
 }
+
+// errMoved says that a reader stopped because another broker leads the partition.
+var errMoved = errors.New("another broker leads the partition")
 
 // errHeld says that only an open transaction keeps a reader from going on.
 var errHeld = errors.New("a transaction is open")
@@ -75,6 +80,8 @@ func (r *reader) run(ctx context.Context, seg *segmenter, try int) error {
 		switch {
 		case err != nil:
 			return err
+		case r.moved && r.p.Compacted && try < maxTries:
+			return errMoved // what is left need not be read
 		case trouble == nil:
 			r.troubled, r.tries = time.Time{}, 0
 		case errors.Is(trouble, errHeld):

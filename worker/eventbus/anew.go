@@ -1,0 +1,67 @@
+package eventbus
+
+import (
+	"fmt"
+	"time"
+
+	"catalog-backup/worker/stage"
+)
+
+// What was read of a compacted partition is one state of one log only under
+// conditions (docs/set-format.md, "Where a partition ends"). Where they did not
+// hold, it is read anew.
+
+// maxTries is how often a partition is read before the dump fails.
+const maxTries = 3
+
+// doubt is why what was read of a partition may not be what its log held at
+// one time.
+type doubt struct {
+	what   string // happened
+	lasts  bool   // and would at every later backup
+	remedy string
+}
+
+// doubt tells why a partition must be read anew.
+func (j *job) doubt(p policy) *doubt {
+	switch {
+	case !j.partition().Compacted:
+		return nil // without compaction each replica holds every record, at any time
+	case j.r.moved:
+		return &doubt{what: "another broker became its leader while it was read: of the two copies of its log the cleaner may have taken other records, so that keys deleted before would come back",
+			remedy: "run the backup again when the brokers are at rest"}
+	case j.took > 0 && j.took >= p.keep:
+		return &doubt{what: fmt.Sprintf("reading it took %s, longer than the topic's delete.retention.ms (%s): keys that were deleted meanwhile would come back", j.took.Round(time.Millisecond), p.keep),
+			lasts: true, remedy: "raise delete.retention.ms of the topic"}
+	}
+	return nil
+}
+
+// readAnew gives up what was read of a partition, so that it is read once more. At the
+// last try it fails or, where gaps are allowed, leaves it at a warning.
+func (d *dumper) readAnew(j *job, b *doubt) (again bool, err error) {
+	what := fmt.Sprintf("topic %s partition %d: %s", j.t.Name, j.partition().ID, b.what)
+	if j.try == maxTries {
+		if d.o.allows(j.t.Name) {
+			d.warn("%s", what)
+			j.settled = true
+			return false, nil
+		}
+		err := fmt.Errorf("eventbus: %s, at each of %d tries; %s, or set eventbus.allow_gaps_in to [%s] to take the set with a warning", what, maxTries, b.remedy, j.t.Name)
+		if b.lasts {
+			err = stage.Permanent(err)
+		}
+		return false, err
+	}
+	d.o.Logf("eventbus: %s; it is read anew", what)
+	j.compacts = j.r.compacts
+	j.try++
+	j.r = nil
+	old := *j.partition()
+	d.mu.Lock()
+	d.discarded = append(d.discarded, old.Segments...)
+	d.mu.Unlock()
+	*j.partition() = newPartition(old.ID, old.Compacted)
+	j.partition().Start, j.partition().Listed = old.Start, old.Listed
+	return true, nil
+}
