@@ -16,10 +16,8 @@ import (
 // would hide a dead leader for 20 s and more.
 func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	req := kmsg.NewPtrFetchRequest()
-	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, r.d.o.FetchBytes, 1
-	if r.off >= r.end {
-		req.MaxWaitMillis = 0 // nothing need come any more
-	}
+	// What is to be read is there, or does not come before a transaction ends.
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 0, 1, r.d.o.FetchBytes, 1
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = r.t.Name, r.t.id
 	rp := kmsg.NewFetchRequestTopicPartition()

@@ -38,13 +38,14 @@ func (d *dumper) readAll(ctx context.Context, topics []*topicWork, s *survey, si
 	}
 	size := func(j *job) int64 { return s.sizes[j.t.Name][j.partition().ID] }
 	sort.SliceStable(jobs, func(a, b int) bool { return size(jobs[a]) > size(jobs[b]) })
+	var held []*job
 	for todo := jobs; len(todo) > 0; {
-		held, err := d.readRound(ctx, todo, sink)
+		more, err := d.readRound(ctx, todo, sink)
 		if err != nil {
 			return err
 		}
-		if todo = held; len(held) > 0 {
-			err = d.awaitTransactions(ctx, held)
+		if held = append(held, more...); len(held) > 0 {
+			todo, held, err = d.awaitTransactions(ctx, held)
 		} else {
 			todo, err = d.readPoliciesAgain(ctx, topics, jobs)
 		}
