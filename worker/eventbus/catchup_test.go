@@ -206,16 +206,43 @@ func TestLeaderMovesToACleanerReplica(t *testing.T) {
 	require.NotEmpty(t, e.Discarded)
 }
 
+// A topic that was compacted once and deletes now: nothing cleans it, so nothing in
+// it has to be read in a time.
+func TestOnceCompactedMayTakeItsTime(t *testing.T) {
+	t.Parallel()
+	c, j, o := replicated(t, "cleanup.policy=compact", "delete.retention.ms=100")
+	many := numbered("key", 400)
+	j.put(1, "anchor")
+	j.put(10, many...)
+	j.put(10, many[:5]...)
+	j.put(1, "last")
+	c.Compact()
+	j.u.alter("t", "cleanup.policy=delete")
+	s, now := newStore(), time.Now()
+	o.Now = func() time.Time { return now }
+	s.hook = func(string) { now = now.Add(time.Hour) }
+	e, f, err := dumpInto(o, s)
+	require.NoError(t, err)
+	require.Empty(t, f.Warnings)
+	require.Empty(t, e.Discarded)
+	require.True(t, j.requireValues(e, s).Compacted)
+	j.u.alter("t", "cleanup.policy=compact")
+	again := newStore()
+	again.hook = s.hook
+	_, _, err = dumpInto(o, again)
+	require.ErrorContains(t, err, "delete.retention.ms (100ms)")
+}
+
 // The leader moves while a compacted partition is read, and the new one is behind
 // for a moment: its stable offset is below what the old one had told.
 func TestLeaderOfACompactedTopicMoves(t *testing.T) {
 	t.Parallel()
 	c, j, o := replicated(t, "cleanup.policy=compact")
 	many := numbered("key", 400)
+	j.put(1, "anchor") // else kfake's compaction would let the log begin later, which Apache Kafka's does not
 	j.put(10, many...)
 
-	// kfake's compaction lets the log begin later, which Apache Kafka's does not. What
-	// the old leader told while the keys below were written anew and compacted.
+	// What the old leader told while the keys below were written anew and compacted.
 	s := newStore()
 	var behind atomic.Int32
 	while(s, "/t/0/", 2, func() {
@@ -245,7 +272,7 @@ func TestLeaderOfACompactedTopicMoves(t *testing.T) {
 	e, _, err := dumpInto(o, s)
 	require.NoError(t, err)
 	p := j.requireValues(e, s)
-	require.Len(t, j.at(p.Cut), 400)
-	require.Equal(t, int64(800), p.Cut)
+	require.Len(t, j.at(p.Cut), 401)
+	require.Equal(t, int64(801), p.Cut)
 	require.Zero(t, behind.Load())
 }

@@ -131,6 +131,9 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		if b.cleaned() {
 			r.unsure = true
 			r.proved()
+			if !b.contiguous() {
+				r.misses(b.base, b.last()+1)
+			}
 		}
 		from := max(b.base, r.covered)
 		r.off, r.covered, r.epoch = b.last()+1, b.last()+1, b.epoch
@@ -197,6 +200,9 @@ func (r *reader) heard(resp *kmsg.FetchResponseTopicPartition) {
 	r.moved = r.moved || r.source >= 0 && r.source != r.leader
 	r.lost = max(r.lost, resp.LogStartOffset)
 	r.stable = max(r.stable, stableEnd(resp))
+	if r.first < 0 {
+		r.first = r.stable
+	}
 	if r.p.Compacted {
 		r.end = max(r.end, r.stable)
 	}

@@ -25,9 +25,5 @@ func policyOf(c topicConfigs) policy {
 	return p
 }
 
-// deletes tells whether retention takes records. If not, DeleteRecords is refused
-// too (POLICY_VIOLATION), so a log that begins later than before was compacted.
-func (p policy) deletes() bool { return strings.Contains(p.cleanup, "delete") }
-
 // compact tells whether the cleaner takes replaced records out.
 func (p policy) compact() bool { return strings.Contains(p.cleanup, "compact") }

@@ -3,7 +3,6 @@ package eventbus
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sort"
 	"sync"
 	"time"
@@ -17,7 +16,7 @@ type job struct {
 	i    int           // index of Partitions
 	r    *reader       // of this try; nil before it
 	try  int           // from 1
-	took time.Duration // from the first fetch to the end; 0: all came in one answer
+	took time.Duration // from the first fetch to the end; 0: all came in one answer, and nothing later
 
 	compacts bool // the policy was seen to compact
 	settled  bool // a doubt is left at a warning
@@ -88,7 +87,7 @@ func (d *dumper) readPartition(ctx context.Context, j *job, seg *segmenter) erro
 			return err
 		}
 		j.took = 0
-		if j.r.answers > 1 {
+		if j.r.answers > 1 || j.r.end > j.r.first {
 			j.took = d.o.Now().Sub(j.r.began)
 		}
 		b := j.doubt(j.t.policy)
@@ -123,11 +122,6 @@ func (d *dumper) readPoliciesAgain(ctx context.Context, topics []*topicWork, job
 		}
 		now := policyOf(c)
 		if now.cleanup != t.policy.cleanup {
-			for _, j := range jobs {
-				if j.t == t && j.r != nil && j.r.leapt {
-					return nil, fmt.Errorf("eventbus: topic %s partition %d: records were deleted while its cleanup.policy was changed from %s to %s; run the backup again", t.Name, j.partition().ID, t.policy.cleanup, now.cleanup)
-				}
-			}
 			d.f.Note("eventbus: topic %s: its cleanup.policy was changed from %s to %s while the backup ran; the set has it as it was before", t.Name, t.policy.cleanup, now.cleanup)
 		}
 		now.keep = min(now.keep, t.policy.keep)
