@@ -28,8 +28,11 @@ type Topic struct {
 	ID                string             `json:"id"`
 	ReplicationFactor int                `json:"replication_factor"`
 	Configs           map[string]*string `json:"configs"` // those set on the topic itself
-	NewestTimestamp   *time.Time         `json:"newest_timestamp"`
-	Partitions        []Partition        `json:"partitions"`
+	// Defaults are the settings that decide what stays in the topic and is taken into
+	// it, as far as its brokers gave them. nil in sets made before they were recorded.
+	Defaults        map[string]string `json:"defaults,omitempty"`
+	NewestTimestamp *time.Time        `json:"newest_timestamp"`
+	Partitions      []Partition       `json:"partitions"`
 }
 
 // EndedBy says where the dump of a partition ends. "" in sets made before it was noted.

@@ -171,6 +171,8 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 		}
 	})
 
+	t.Run("another default", b.keepsPolicies)
+
 	// Nothing tells afterwards: it fails, or has every key where that is allowed.
 	t.Run("the policy becomes compact and delete again", func(t *testing.T) {
 		for _, topic := range []string{"there-and-back", "there-and-back-allowed"} {

@@ -27,7 +27,7 @@ type topicWork struct {
 
 // newTopicWork begins a topic from what the survey saw.
 func newTopicWork(d kadm.TopicDetail, configs topicConfigs) *topicWork {
-	t := &topicWork{id: d.ID, policy: policyOf(configs), Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Partitions: []set.Partition{}}}
+	t := &topicWork{id: d.ID, policy: policyOf(configs), Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Defaults: inherited(configs), Partitions: []set.Partition{}}}
 	if t.Configs == nil {
 		t.Configs = map[string]*string{}
 	}
