@@ -78,6 +78,9 @@ func (l *loader) settings(t *set.Topic, here map[string]string, taken map[string
 		if now == v || !told && len(here) > 0 || own[k] { // this release may not have it
 			continue
 		}
+		if k == "max.message.bytes" && atLeast(now, v) {
+			continue // takes what was taken
+		}
 		put(k, &v)
 		if final(k) {
 			taken[k+"="+v] = append(taken[k+"="+v], t.Name)
@@ -89,6 +92,13 @@ func (l *loader) settings(t *set.Topic, here map[string]string, taken map[string
 		}
 	}
 	return alter
+}
+
+// atLeast compares two numbers.
+func atLeast(a, b string) bool {
+	x, err := strconv.ParseInt(a, 10, 64)
+	y, berr := strconv.ParseInt(b, 10, 64)
+	return err == nil && berr == nil && x >= y
 }
 
 // compareOldPolicy speaks of a topic of an older set that was compacted by its

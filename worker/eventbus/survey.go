@@ -22,6 +22,7 @@ type survey struct {
 	topics  []kadm.TopicDetail         // those to be dumped, by name
 	sizes   map[string]map[int32]int64 // bytes on disk by topic and partition, where told
 	configs map[string]topicConfigs    // by topic
+	seen    kadm.TopicDetails          // all, wanted or not
 	visible int                        // topics that the principal sees, wanted or not
 	checked bool                       // the topics were compared with those on the brokers' disks
 }
@@ -101,7 +102,7 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		s.cluster, s.brokers = md.Cluster, len(md.Brokers)
+		s.cluster, s.brokers, s.seen = md.Cluster, len(md.Brokers), md.Topics
 		seen := 0
 		dirs.Each(func(d kadm.DescribedLogDir) {
 			seen++
