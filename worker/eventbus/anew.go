@@ -68,6 +68,9 @@ func (d *dumper) readAnew(j *job, b *doubt) (again bool, err error) {
 		return false, err
 	}
 	d.o.Logf("eventbus: %s; it is read anew", what)
+	d.mu.Lock()
+	d.f.Note("eventbus: %s; it was read anew", what)
+	d.mu.Unlock()
 	j.compacts = j.r.compacts
 	j.try++
 	j.r = nil

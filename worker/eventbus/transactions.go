@@ -31,6 +31,9 @@ func (d *dumper) awaitTransactions(ctx context.Context, held []*job) (todo, stil
 			return held, nil, d.giveUp(ctx, held)
 		}
 		if now.Sub(d.told) >= time.Minute {
+			if d.told.IsZero() {
+				d.f.Note("eventbus: transactions that were open at the cut were waited for, in %s", names(places(held)))
+			}
 			d.told = now
 			d.o.Logf("eventbus: waiting %s at most for transactions that were open at the cut, in %s", left.Round(time.Second), names(places(held)))
 		}
@@ -88,25 +91,29 @@ func (d *dumper) giveUp(ctx context.Context, held []*job) error {
 	topics = slices.Compact(topics)
 	named := fatal[:min(len(fatal), 10)]
 	open := d.openTransactions(ctx, named)
-	login := ""
-	if d.o.TLS != nil || d.o.SASL != nil {
-		login = " --command-config FILE"
-	}
 	for i, j := range named {
 		what = append(what, fmt.Sprintf("topic %s partition %d: a transaction that is open since offset %d (%s) holds back offsets %d to %d",
 			j.t.Name, j.partition().ID, open[i].start, open[i].who, j.r.off, j.partition().Listed-1))
-		commands = append(commands, fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s%s abort --topic %s --partition %d --start-offset %d",
-			strings.Join(d.o.Brokers, ","), login, j.t.Name, j.partition().ID, open[i].start))
+		commands = append(commands, d.o.abortCommand(j.t.Name, j.partition().ID, open[i].start))
 	}
 	more, file := "", ""
 	if n := len(fatal) - len(named); n > 0 {
 		more = fmt.Sprintf("; and so in %d more partitions: %s", n, names(places(fatal[len(named):])))
 	}
-	if login != "" {
+	if d.o.TLS != nil || d.o.SASL != nil {
 		file = " (FILE has the TLS and SASL settings of an administrator)"
 	}
 	return stage.Permanentf("eventbus: transactions that were open at the cut stay open longer than eventbus.transaction_wait (%s): %s%s; end each transaction with: %s%s; or set eventbus.allow_gaps_in to [%s] to take the set without them",
 		d.o.TransactionWait, strings.Join(what, "; "), more, strings.Join(commands, "; "), file, names(topics))
+}
+
+// abortCommand ends a transaction of one partition.
+func (o Options) abortCommand(topic string, partition int32, start int64) string {
+	login := ""
+	if o.TLS != nil || o.SASL != nil {
+		login = " --command-config FILE"
+	}
+	return fmt.Sprintf("kafka-transactions.sh --bootstrap-server %s%s abort --topic %s --partition %d --start-offset %d", strings.Join(o.Brokers, ","), login, topic, partition, start)
 }
 
 // places names partitions as topic/partition.

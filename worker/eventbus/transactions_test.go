@@ -37,6 +37,14 @@ func (j *journal) opened(keys []string) (end func(kgo.TransactionEndTry)) {
 	}
 }
 
+func TestAbortCommandLogsIn(t *testing.T) {
+	o := Options{Brokers: []string{"b1:9093", "b2:9093"}}
+	require.Equal(t, "kafka-transactions.sh --bootstrap-server b1:9093,b2:9093 abort --topic t --partition 3 --start-offset 7", o.abortCommand("t", 3, 7))
+	for _, o := range []Options{{TLS: &TLS{}}, {SASL: &SASL{}}} {
+		require.Contains(t, o.abortCommand("t", 3, 7), " --command-config FILE abort ")
+	}
+}
+
 // A transaction is open at the cut, on Apache Kafka. What stands behind it in the
 // log is waited for.
 func TestKafkaOpenTransactionAtTheCut(t *testing.T) {
@@ -78,6 +86,7 @@ func TestKafkaOpenTransactionAtTheCut(t *testing.T) {
 			e, f, err := dumpInto(o, s)
 			require.NoError(t, err)
 			require.Empty(t, f.Warnings)
+			require.Contains(t, strings.Join(f.Notes, "\n"), "transactions that were open at the cut were waited for, in "+j.topic+"/0")
 			p := j.requireValues(e, s)
 			require.Equal(t, cut, p.Listed)
 			if policy == "delete" {
