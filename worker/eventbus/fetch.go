@@ -183,6 +183,9 @@ func (r *reader) store(ctx context.Context, b batch) error {
 	if !b.contiguous() {
 		r.p.BatchesWithHoles++
 	}
+	if b.transactional() {
+		r.p.Transactional++
+	}
 	r.p.Batches++
 	r.p.Records += int64(b.count)
 	r.p.Bytes += int64(len(b.raw))

@@ -145,3 +145,15 @@ func TestScriptLeavesOutWhatWasDiscarded(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 	require.Equal(t, "./lineage/0"+log+":lineage/0~2\n./lineage/1"+log+":lineage/1~3\n./lineage/2"+log+":lineage/2\nlineage\n", string(out))
 }
+
+// Copied segments of transactions have no markers: the topics are named.
+func TestTopicsWithTransactions(t *testing.T) {
+	m := sample()
+	require.Contains(t, string(Text(m)), "No topic of this set is known to have records of transactions")
+	m.EventBus.Topics = append(m.EventBus.Topics, set.Topic{Name: "tx.new", Partitions: []set.Partition{{Records: 1, Transactional: 1}}},
+		set.Topic{Name: "tx.old", Partitions: []set.Partition{{}, {Records: 1, ControlBatches: 1}}})
+	text := strings.Join(strings.Fields(string(Text(m))), " ")
+	require.Contains(t, text, "isolation.level=read_uncommitted: tx.new, tx.old")
+	require.Contains(t, text, "Do not abort")
+	require.NotContains(t, text, "it keeps offsets")
+}
