@@ -1,6 +1,9 @@
 package set
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // EventBus is what the set holds of the bus: definitions, consumer positions,
 // the cut, and raw record batches as Kafka log segments.
@@ -28,8 +31,11 @@ type Topic struct {
 	ID                string             `json:"id"`
 	ReplicationFactor int                `json:"replication_factor"`
 	Configs           map[string]*string `json:"configs"` // those set on the topic itself
-	NewestTimestamp   *time.Time         `json:"newest_timestamp"`
-	Partitions        []Partition        `json:"partitions"`
+	// Defaults are the settings that decide what stays in the topic and is taken into
+	// it, as far as its brokers gave them. nil in sets made before they were recorded.
+	Defaults        map[string]string `json:"defaults,omitempty"`
+	NewestTimestamp *time.Time        `json:"newest_timestamp"`
+	Partitions      []Partition       `json:"partitions"`
 }
 
 // EndedBy says where the dump of a partition ends. "" in sets made before it was noted.
@@ -63,11 +69,18 @@ type Partition struct {
 	ControlBatches   int64     `json:"control_batches_dropped"`
 	AbortedRecords   int64     `json:"aborted_records_dropped"`
 	BatchesWithHoles int64     `json:"batches_with_holes"`
+	Transactional    int64     `json:"transactional_batches,omitempty"` // of Batches; 0 in sets made before it was counted
 	MaxBatch         int       `json:"max_batch_bytes"`
 	Dropped          Ranges    `json:"dropped"`        // control, aborted and empty batches
 	CompactedAway    Ranges    `json:"compacted_away"` // between segments, before the first and after the last
 	Gaps             []Gap     `json:"gaps"`
 	Segments         []Segment `json:"segments"`
+}
+
+// HasTransactions tells whether stored batches may be of transactions, whose commit
+// markers are not stored. Sets made before these were counted have the markers' number.
+func (t *Topic) HasTransactions() bool {
+	return slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Transactional > 0 || p.ControlBatches > 0 && p.Records > 0 })
 }
 
 // Range is the offsets [From, To).

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"catalog-backup/shared/lab"
@@ -149,24 +150,99 @@ func TestLogThatWasCutBack(t *testing.T) {
 	require.Positive(t, asked.Load(), "the broker was not told the epoch")
 }
 
-// The leader moves while a compacted partition is read, and the new one is behind
-// for a moment: its stable offset is below what the old one had told.
-func TestLeaderOfACompactedTopicMoves(t *testing.T) {
-	t.Parallel()
+// replicated is a topic of a kfake of three brokers, and options that read it in
+// several answers.
+func replicated(t *testing.T, configs ...string) (*kfake.Cluster, *journal, Options) {
 	c, err := kfake.NewCluster(kfake.NumBrokers(3), kfake.SeedTopics(1, "other"))
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
 	u := &bus{t: t, b: &lab.Broker{Brokers: c.ListenAddrs()}}
 	u.Client = u.client()
 	u.adm = kadm.NewClient(u.Client)
-	many := numbered("key", 400)
-	j := u.journal("t", "cleanup.policy=compact")
-	j.put(10, many...)
 	o := u.options()
 	o.FetchBytes, o.SegmentBytes, o.Parallel, o.Include = 20_000, 40_000, 1, []string{"t"}
+	return c, u.journal("t", configs...), o
+}
 
-	// kfake's compaction lets the log begin later, which Apache Kafka's does not. What
-	// the old leader told while the keys below were written anew and compacted.
+// The cleaner of one replica has removed old tombstones, that of the other has not
+// come to the values below them. kfake's replicas share one log: it is compacted
+// when the leader moves, and its tombstone is of two days ago.
+func TestLeaderMovesToACleanerReplica(t *testing.T) {
+	t.Parallel()
+	c, j, o := replicated(t, "cleanup.policy=compact")
+	many := numbered("key", 400)
+	j.put(1, "anchor")
+	j.put(10, many...)
+	r := &kgo.Record{Topic: "t", Key: []byte(many[0]), Timestamp: time.Now().Add(-48 * time.Hour)}
+	require.NoError(t, j.c.ProduceSync(bg, r).FirstErr())
+	j.log = append(j.log, r)
+	j.put(10, numbered("last", 20)...)
+
+	move := func() { require.NoError(t, c.MoveTopicPartition("t", 0, (c.LeaderFor("t", 0)+1)%3)) }
+	always := func() *store { // it moves in every try
+		s := newStore()
+		s.hook = func(string) { move() }
+		return s
+	}
+	_, _, err := dumpInto(o, always())
+	require.ErrorContains(t, err, "topic t partition 0: another broker became its leader")
+	require.ErrorContains(t, err, "eventbus.allow_gaps_in to [t]")
+	require.False(t, stage.IsPermanent(err))
+	allowed := o
+	allowed.AllowGaps = true
+	_, f, err := dumpInto(allowed, always())
+	require.NoError(t, err)
+	require.Len(t, f.Warnings, 1)
+	require.Contains(t, f.Warnings[0], "another broker became its leader")
+
+	s := newStore()
+	while(s, "/t/0/", 2, func() { move(); c.Compact() })
+	e, f, err := dumpInto(o, s)
+	require.NoError(t, err)
+	require.Empty(t, f.Warnings)
+	p := j.requireValues(e, s)
+	require.NotContains(t, j.at(p.Cut), many[0])
+	require.Contains(t, p.Segments[0].Entry, "/0~2/")
+	require.NotEmpty(t, e.Discarded)
+}
+
+// A topic that was compacted once and deletes now: nothing cleans it, so nothing in
+// it has to be read in a time.
+func TestOnceCompactedMayTakeItsTime(t *testing.T) {
+	t.Parallel()
+	c, j, o := replicated(t, "cleanup.policy=compact", "delete.retention.ms=100")
+	many := numbered("key", 400)
+	j.put(1, "anchor")
+	j.put(10, many...)
+	j.put(10, many[:5]...)
+	j.put(1, "last")
+	c.Compact()
+	j.u.alter("t", "cleanup.policy=delete")
+	s, now := newStore(), time.Now()
+	o.Now = func() time.Time { return now }
+	s.hook = func(string) { now = now.Add(time.Hour) }
+	e, f, err := dumpInto(o, s)
+	require.NoError(t, err)
+	require.Empty(t, f.Warnings)
+	require.Empty(t, e.Discarded)
+	require.True(t, j.requireValues(e, s).Compacted)
+	j.u.alter("t", "cleanup.policy=compact")
+	again := newStore()
+	again.hook = s.hook
+	_, _, err = dumpInto(o, again)
+	require.ErrorContains(t, err, "delete.retention.ms (100ms)")
+}
+
+// The leader moves while a compacted partition is read, and the new one is behind
+// for a moment: its stable offset is below what the old one had told.
+func TestLeaderOfACompactedTopicMoves(t *testing.T) {
+	t.Parallel()
+	c, j, o := replicated(t, "cleanup.policy=compact")
+	many := numbered("key", 400)
+	j.put(1, "anchor") // else kfake's compaction would let the log begin later, which Apache Kafka's does not
+	j.put(10, many...)
+
+	// What the old leader told while the keys below were written anew and compacted.
 	s := newStore()
 	var behind atomic.Int32
 	while(s, "/t/0/", 2, func() {
@@ -196,7 +272,7 @@ func TestLeaderOfACompactedTopicMoves(t *testing.T) {
 	e, _, err := dumpInto(o, s)
 	require.NoError(t, err)
 	p := j.requireValues(e, s)
-	require.Len(t, j.at(p.Cut), 400)
-	require.Equal(t, int64(800), p.Cut)
+	require.Len(t, j.at(p.Cut), 401)
+	require.Equal(t, int64(801), p.Cut)
 	require.Zero(t, behind.Load())
 }

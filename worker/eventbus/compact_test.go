@@ -142,6 +142,37 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 		}
 	})
 
+	t.Run("what is deleted between compact and compact is a gap", func(t *testing.T) {
+		j := b.journal("between", append(rolling, "cleanup.policy=compact")...)
+		for _, allowed := range []bool{false, true} {
+			j.put(10, numbered("many", 400)...)
+			to := b.end("between") - 50
+			s := newStore()
+			while(s, "/between/", 1, func() {
+				b.alter("between", "cleanup.policy=delete")
+				offsets := kadm.Offsets{}
+				offsets.Add(kadm.Offset{Topic: "between", At: to})
+				_, err := b.adm.DeleteRecords(bg, offsets)
+				require.NoError(t, err)
+				b.alter("between", "cleanup.policy=compact")
+			})
+			o := options("between")
+			o.AllowGaps = allowed
+			e, f, err := dumpInto(o, s)
+			if !allowed {
+				require.ErrorContains(t, err, "deleted while the backup ran")
+				continue
+			}
+			require.NoError(t, err)
+			require.NotEmpty(t, f.Warnings)
+			gaps := e.Topics[0].Partitions[0].Gaps
+			require.Len(t, gaps, 1)
+			require.Equal(t, to, gaps[0].To)
+		}
+	})
+
+	t.Run("another default", b.keepsPolicies)
+
 	// Nothing tells afterwards: it fails, or has every key where that is allowed.
 	t.Run("the policy becomes compact and delete again", func(t *testing.T) {
 		for _, topic := range []string{"there-and-back", "there-and-back-allowed"} {
@@ -184,27 +215,31 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 
 	t.Run("a deleted key stays deleted", func(t *testing.T) {
 		many := numbered("many", 400)
-		j := b.journal("tombs", append(rolling, "cleanup.policy=compact", "delete.retention.ms=100")...)
-		j.put(10, many...)
-		s := newStore()
-		while(s, "/tombs/", 1, func() { // key many-0 is read, its tombstone comes and goes
-			j.remove("many-0")
-			at := j.log[len(j.log)-1].Offset
-			j.cleanUntil(keys, func(list []*kgo.Record) bool {
-				for _, r := range list {
-					if r.Offset == at || string(r.Key) == "many-0" {
-						return false
+		for topic, keep := range map[string][]string{"tombs": {"100"}, "lowered": {"86400000", "0"}} { // the other is put back
+			j := b.journal(topic, append(rolling, "cleanup.policy=compact", "delete.retention.ms="+keep[0])...)
+			j.put(10, many...)
+			s := newStore()
+			while(s, "/"+topic+"/", 1, func() { // key many-0 is read, its tombstone comes and goes
+				b.alter(topic, "delete.retention.ms="+keep[len(keep)-1])
+				j.remove("many-0")
+				at := j.log[len(j.log)-1].Offset
+				j.cleanUntil(keys, func(list []*kgo.Record) bool {
+					for _, r := range list {
+						if r.Offset == at || string(r.Key) == "many-0" {
+							return false
+						}
 					}
-				}
-				return true
+					return true
+				})
+				b.alter(topic, "delete.retention.ms="+keep[0])
 			})
-		})
-		e, f, err := dumpInto(options("tombs"), s)
-		require.NoError(t, err)
-		require.Empty(t, f.Warnings)
-		p := j.requireValues(e, s)
-		require.NotContains(t, j.at(p.Cut), "many-0")
-		require.NotEmpty(t, e.Discarded)
-		require.Contains(t, p.Segments[0].Entry, "eventbus/topics/tombs/0~2/")
+			e, f, err := dumpInto(options(topic), s)
+			require.NoError(t, err)
+			require.Empty(t, f.Warnings)
+			p := j.requireValues(e, s)
+			require.NotContains(t, j.at(p.Cut), "many-0")
+			require.NotEmpty(t, e.Discarded)
+			require.Contains(t, p.Segments[0].Entry, "eventbus/topics/"+topic+"/0~2/")
+		}
 	})
 }

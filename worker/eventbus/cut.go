@@ -27,7 +27,7 @@ type topicWork struct {
 
 // newTopicWork begins a topic from what the survey saw.
 func newTopicWork(d kadm.TopicDetail, configs topicConfigs) *topicWork {
-	t := &topicWork{id: d.ID, policy: policyOf(configs), Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Partitions: []set.Partition{}}}
+	t := &topicWork{id: d.ID, policy: policyOf(configs), Topic: set.Topic{Name: d.Topic, ID: d.ID.String(), Configs: configs.own, Defaults: inherited(configs), Partitions: []set.Partition{}}}
 	if t.Configs == nil {
 		t.Configs = map[string]*string{}
 	}
@@ -52,6 +52,60 @@ func (t *topicWork) saw(ms int64) {
 			return
 		}
 	}
+}
+
+// maxLooks is how often the topics are looked at for a cut that has them all.
+const maxLooks = 5
+
+// cut looks at the topics and takes the cut, again if some were made in between:
+// they would be missing without a word.
+func (d *dumper) cut(ctx context.Context, pos *Positions) (*survey, []*topicWork, error) {
+	for try := 1; ; try++ {
+		d.f, d.anew = stage.Findings{}, map[string]bool{}
+		s, f, err := d.look(ctx)
+		d.f.Join(f)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := d.checkNotBlind(s, len(pos.Groups)); err != nil {
+			return nil, nil, err
+		}
+		topics, err := d.begin(s, pos)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := d.takeCut(ctx, topics); err != nil {
+			return nil, nil, err
+		}
+		d.cutAt = d.o.Now()
+		md, err := d.metadata(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		late := s.lacks(md, d.o)
+		if len(late) > 0 && try < maxLooks {
+			d.o.Logf("eventbus: topics or partitions were made while the cut was taken (%s); it is taken anew", names(late))
+			continue
+		}
+		if len(late) > 0 {
+			d.warn("topics or partitions were made while the cut was taken, at each of %d tries, and may not be in the set: %s; run the backup when none are made", maxLooks, names(late))
+		}
+		return s, topics, nil
+	}
+}
+
+// lacks names the topics that the survey does not have, or not with all partitions.
+func (s *survey) lacks(md kadm.Metadata, o Options) (late []string) {
+	for _, now := range md.Topics.Sorted() {
+		seen, ok := s.seen[now.Topic]
+		if now.IsInternal || !o.wants(now.Topic) || errors.Is(now.Err, kerr.UnknownTopicOrPartition) || isDenied(now.Err) {
+			continue
+		}
+		if !ok || seen.ID != now.ID || len(seen.Partitions) < len(now.Partitions) {
+			late = append(late, now.Topic)
+		}
+	}
+	return late
 }
 
 // takeCut lists where each partition begins, and its high watermark: what the

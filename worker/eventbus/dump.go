@@ -52,28 +52,15 @@ func Dump(ctx context.Context, o Options, pos *Positions, sink Sink, p stage.Pro
 }
 
 func (d *dumper) dump(ctx context.Context, pos *Positions, sink Sink) (*set.EventBus, error) {
-	s, f, err := d.look(ctx)
-	d.f.Join(f)
+	s, topics, err := d.cut(ctx, pos)
 	if err != nil {
-		return nil, err
-	}
-	if err := d.checkNotBlind(s, len(pos.Groups)); err != nil {
 		return nil, err
 	}
 	e := &set.EventBus{
-		Tool: set.Tool{Name: "franz-go", Version: libraryVersion()}, ClusterID: s.cluster, BrokerVersion: d.brokerVersion(ctx),
+		Tool: set.Tool{Name: "franz-go", Version: libraryVersion()}, ClusterID: s.cluster, BrokerVersion: d.brokerVersion(ctx), CutAt: d.cutAt.UTC(),
 		PositionsAt: pos.At, Topics: []set.Topic{}, Groups: []set.Group{}, Discarded: []set.Segment{},
 	}
 	e.ACLs = d.acls(ctx, &d.f)
-	topics, err := d.begin(s, pos)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.takeCut(ctx, topics); err != nil {
-		return nil, err
-	}
-	d.cutAt = d.o.Now()
-	e.CutAt = d.cutAt.UTC()
 	if n := s.bytes(); n > 0 {
 		d.progress.Total(n)
 	}

@@ -16,10 +16,8 @@ import (
 // would hide a dead leader for 20 s and more.
 func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	req := kmsg.NewPtrFetchRequest()
-	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 500, 1, r.d.o.FetchBytes, 1
-	if r.off >= r.end {
-		req.MaxWaitMillis = 0 // nothing need come any more
-	}
+	// What is to be read is there, or does not come before a transaction ends.
+	req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.IsolationLevel = 0, 1, r.d.o.FetchBytes, 1
 	rt := kmsg.NewFetchRequestTopic()
 	rt.Topic, rt.TopicID = r.t.Name, r.t.id
 	rp := kmsg.NewFetchRequestTopicPartition()
@@ -118,6 +116,9 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		}
 		if !moved {
 			r.answers++
+			if r.source < 0 {
+				r.source = r.leader
+			}
 		}
 		moved, r.empty, r.badCRC = true, 0, 0
 		if err := r.account(min(b.base, r.end)); err != nil {
@@ -130,6 +131,9 @@ func (r *reader) take(ctx context.Context, resp *kmsg.FetchResponseTopicPartitio
 		if b.cleaned() {
 			r.unsure = true
 			r.proved()
+			if !b.contiguous() {
+				r.misses(b.base, b.last()+1)
+			}
 		}
 		from := max(b.base, r.covered)
 		r.off, r.covered, r.epoch = b.last()+1, b.last()+1, b.epoch
@@ -179,6 +183,9 @@ func (r *reader) store(ctx context.Context, b batch) error {
 	if !b.contiguous() {
 		r.p.BatchesWithHoles++
 	}
+	if b.transactional() {
+		r.p.Transactional++
+	}
 	r.p.Batches++
 	r.p.Records += int64(b.count)
 	r.p.Bytes += int64(len(b.raw))
@@ -193,8 +200,12 @@ func (r *reader) store(ctx context.Context, b batch) error {
 // did to these: the next answer's does.
 func (r *reader) heard(resp *kmsg.FetchResponseTopicPartition) {
 	r.unsure = false
+	r.moved = r.moved || r.source >= 0 && r.source != r.leader
 	r.lost = max(r.lost, resp.LogStartOffset)
 	r.stable = max(r.stable, stableEnd(resp))
+	if r.first < 0 {
+		r.first = r.stable
+	}
 	if r.p.Compacted {
 		r.end = max(r.end, r.stable)
 	}

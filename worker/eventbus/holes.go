@@ -12,7 +12,9 @@ import (
 //
 // Producers leave none: a broker takes only batches whose offsets are all in use,
 // and gives the next batch the next offset. So a hole was deleted by retention
-// (the log begins after it), taken by compaction, or lost by the broker.
+// (the log begins after it), taken by compaction, or lost by the broker. Compaction
+// never lets a log begin later: the segment that it makes is named after the first
+// of those that it takes, whatever is left in it.
 //
 // A topic whose policy compacts explains every hole. One that was compacted once
 // and deletes now still has its holes. The cleaner goes from the log's beginning
@@ -32,12 +34,7 @@ func (r *reader) account(to int64) error {
 	}
 	from := r.covered
 	r.covered = to
-	deleted := min(r.lost, to)
-	switch {
-	case deleted <= from:
-	case !r.t.policy.deletes():
-		r.leapt = true
-	default:
+	if deleted := min(r.lost, to); deleted > from {
 		if err := r.gap(from, deleted, "deleted while the backup ran (retention or DeleteRecords)"); err != nil {
 			return err
 		}
@@ -47,11 +44,20 @@ func (r *reader) account(to int64) error {
 		return nil
 	}
 	r.unsure = true
+	r.misses(from, to)
 	r.holes.Add(from, to)
 	if !r.compacts {
 		r.unproved.Add(from, to)
 	}
 	return nil
+}
+
+// misses notes where the cleaner has been at records that are newer than the first
+// answer: it may have taken tombstones that the dump never saw.
+func (r *reader) misses(from, to int64) {
+	if r.renewed < 0 && to > r.first {
+		r.renewed = max(from, r.first)
+	}
 }
 
 // proved notes that compaction explains all holes so far.

@@ -182,6 +182,14 @@ func (u *bus) end(topic string) int64 {
 	return o.Offset
 }
 
+// stable is a partition's last stable offset.
+func (u *bus) stable(topic string) int64 {
+	ends, err := u.adm.ListCommittedOffsets(bg, topic)
+	require.NoError(u.t, err)
+	o, _ := ends.Lookup(topic, 0)
+	return o.Offset
+}
+
 // requireValues wants the set to verify, and a bus that takes it to give every key
 // the value that it had at the end of the partition. It returns the partition.
 func (j *journal) requireValues(e *set.EventBus, s *store) set.Partition {

@@ -99,7 +99,13 @@ func loadAndCompare(t *testing.T, e *set.EventBus, store *segmentStore, source, 
 	require.NoError(t, err)
 	require.Equal(t, want.Digests, have.Digests)
 	require.Equal(t, want.Next, have.Next)
-	require.Equal(t, want.Configs, have.Configs)
+	configs := maps.Clone(have.Configs)
+	for _, topic := range e.Topics { // some targets take less by default
+		if v, inherited := topic.Defaults["max.message.bytes"]; inherited {
+			configs[topic.Name] = strings.Join(slices.DeleteFunc(strings.Fields(configs[topic.Name]), func(kv string) bool { return kv == "max.message.bytes="+v }), " ")
+		}
+	}
+	require.Equal(t, want.Configs, configs)
 	require.Equal(t, rules, have.Rules)
 	require.Equal(t, metadataOf(t, source), metadataOf(t, target))
 	// A second load finds the topics of the first and touches nothing.

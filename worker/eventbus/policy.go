@@ -25,9 +25,22 @@ func policyOf(c topicConfigs) policy {
 	return p
 }
 
-// deletes tells whether retention takes records. If not, DeleteRecords is refused
-// too (POLICY_VIOLATION), so a log that begins later than before was compacted.
-func (p policy) deletes() bool { return strings.Contains(p.cleanup, "delete") }
+// decisive are the settings that decide what stays in a topic and what is taken into
+// it. Where a topic has none of its own, another bus may give it another.
+var decisive = []string{"cleanup.policy", "retention.ms", "retention.bytes", "delete.retention.ms", "min.compaction.lag.ms",
+	"max.compaction.lag.ms", "message.timestamp.type", "max.message.bytes"}
+
+// inherited are the decisive settings that a topic has from its brokers.
+func inherited(c topicConfigs) map[string]string {
+	list := map[string]string{}
+	for _, k := range decisive {
+		v, told := c.effective[k]
+		if _, own := c.own[k]; told && !own {
+			list[k] = v
+		}
+	}
+	return list
+}
 
 // compact tells whether the cleaner takes replaced records out.
 func (p policy) compact() bool { return strings.Contains(p.cleanup, "compact") }

@@ -19,11 +19,15 @@ type reader struct {
 	p        *set.Partition
 	seg      *segmenter
 	leader   int32
-	compacts bool // the topic's policy explains every hole
+	source   int32 // who gave the first batch; -1 before
+	moved    bool  // another broker answered after it
+	compacts bool  // the topic's policy explains every hole
 
 	off     int64 // to fetch from
 	end     int64 // to read to; rises with stable while the partition is compacted
 	stable  int64 // the highest last stable offset of any answer
+	first   int64 // that of the first answer; -1 before it
+	renewed int64 // the first offset that is missing though it was not yet stable then; -1: none
 	covered int64 // all offsets below are accounted for
 	lost    int64 // offsets below, from covered on, were deleted while we read
 	epoch   int32 // of the leader that wrote what ends at covered; -1: unknown
@@ -31,7 +35,6 @@ type reader struct {
 	holes    set.Ranges // since the last batch stored
 	unproved set.Ranges // not explained yet
 	between  set.Ranges // of those, the ones before a batch that began a segment
-	leapt    bool       // the log began later, without a policy that deletes
 	unsure   bool       // the last answer has holes: made, maybe, by records beyond its stable offset
 
 	began   time.Time // of the first fetch
@@ -50,8 +53,11 @@ type reader struct {
 func (d *dumper) newReader(j *job) *reader {
 	t, p := j.t, j.partition()
 	j.compacts = j.compacts || t.policy.compact()
-	return &reader{d: d, t: t, p: p, leader: t.leaders[j.i], compacts: j.compacts, off: p.Start, covered: p.Start, end: p.Listed, epoch: -1, began: d.o.Now()}
+	return &reader{d: d, t: t, p: p, leader: t.leaders[j.i], compacts: j.compacts, off: p.Start, covered: p.Start, end: p.Listed, first: -1, renewed: -1, source: -1, epoch: -1, began: d.o.Now()}
 }
+
+// errMoved says that a reader stopped because another broker leads the partition.
+var errMoved = errors.New("another broker leads the partition")
 
 // errHeld says that only an open transaction keeps a reader from going on.
 var errHeld = errors.New("a transaction is open")
@@ -75,6 +81,8 @@ func (r *reader) run(ctx context.Context, seg *segmenter, try int) error {
 		switch {
 		case err != nil:
 			return err
+		case r.moved && r.p.Compacted && try < maxTries:
+			return errMoved // what is left need not be read
 		case trouble == nil:
 			r.troubled, r.tries = time.Time{}, 0
 		case errors.Is(trouble, errHeld):

@@ -3,13 +3,11 @@ package eventbus
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sort"
 	"sync"
 	"time"
 
 	"catalog-backup/shared/set"
-	"catalog-backup/worker/stage"
 )
 
 // job is one partition to read.
@@ -18,9 +16,10 @@ type job struct {
 	i    int           // index of Partitions
 	r    *reader       // of this try; nil before it
 	try  int           // from 1
-	took time.Duration // from the first fetch to the end; 0: all came in one answer
+	took time.Duration // from the first fetch to the end; 0: all came in one answer, and nothing later
 
 	compacts bool // the policy was seen to compact
+	settled  bool // a doubt is left at a warning
 }
 
 func (j *job) partition() *set.Partition { return &j.t.Partitions[j.i] }
@@ -38,13 +37,14 @@ func (d *dumper) readAll(ctx context.Context, topics []*topicWork, s *survey, si
 	}
 	size := func(j *job) int64 { return s.sizes[j.t.Name][j.partition().ID] }
 	sort.SliceStable(jobs, func(a, b int) bool { return size(jobs[a]) > size(jobs[b]) })
+	var held []*job
 	for todo := jobs; len(todo) > 0; {
-		held, err := d.readRound(ctx, todo, sink)
+		more, err := d.readRound(ctx, todo, sink)
 		if err != nil {
 			return err
 		}
-		if todo = held; len(held) > 0 {
-			err = d.awaitTransactions(ctx, held)
+		if held = append(held, more...); len(held) > 0 {
+			todo, held, err = d.awaitTransactions(ctx, held)
 		} else {
 			todo, err = d.readPoliciesAgain(ctx, topics, jobs)
 		}
@@ -77,61 +77,27 @@ func (d *dumper) readRound(ctx context.Context, jobs []*job, sink Sink) (held []
 	return held, err
 }
 
-// readPartition reads a partition, anew where that took too long.
+// readPartition reads a partition, anew where there is a doubt.
 func (d *dumper) readPartition(ctx context.Context, j *job, seg *segmenter) error {
 	for {
 		if j.r == nil {
 			j.r = d.newReader(j)
 		}
-		if err := j.r.run(ctx, seg, j.try); err != nil || j.t.gone.Load() {
+		if err := j.r.run(ctx, seg, j.try); err != nil && !errors.Is(err, errMoved) || j.t.gone.Load() {
 			return err
 		}
 		j.took = 0
-		if j.r.answers > 1 {
+		if j.r.answers > 1 || j.r.end > j.r.first {
 			j.took = d.o.Now().Sub(j.r.began)
 		}
-		if !j.late(j.t.policy) {
+		b := j.doubt(j.t.policy)
+		if b == nil {
 			return nil
 		}
-		if again, err := d.readAnew(j, j.t.policy); err != nil || !again {
+		if again, err := d.readAnew(j, b); err != nil || !again {
 			return err
 		}
 	}
-}
-
-// late tells whether a tombstone may have been written, and removed again, while
-// the partition was read: its key would come back with a value read before.
-func (j *job) late(p policy) bool {
-	return j.partition().Compacted && j.took > 0 && j.took >= p.keep
-}
-
-// maxTries is how often a partition is read before the dump fails.
-const maxTries = 3
-
-// readAnew gives up what was read of a partition, so that it is read once more. At the
-// last try it fails or, where gaps are allowed, leaves it at a warning.
-func (d *dumper) readAnew(j *job, p policy) (again bool, err error) {
-	what := fmt.Sprintf("topic %s partition %d: reading it took %s, longer than the topic's delete.retention.ms (%s): keys that were deleted meanwhile would come back",
-		j.t.Name, j.partition().ID, j.took.Round(time.Millisecond), p.keep)
-	if j.try == maxTries {
-		if d.o.allows(j.t.Name) {
-			d.warn("%s", what)
-			j.took = 0
-			return false, nil
-		}
-		return false, stage.Permanentf("eventbus: %s, after %d tries; raise delete.retention.ms of the topic, or set eventbus.allow_gaps_in to [%s] to take the set with a warning", what, maxTries, j.t.Name)
-	}
-	d.o.Logf("eventbus: %s; it is read anew", what)
-	j.compacts = j.r.compacts
-	j.try++
-	j.r = nil
-	old := *j.partition()
-	d.mu.Lock()
-	d.discarded = append(d.discarded, old.Segments...)
-	d.mu.Unlock()
-	*j.partition() = newPartition(old.ID, old.Compacted)
-	j.partition().Start, j.partition().Listed = old.Start, old.Listed
-	return true, nil
 }
 
 // readPoliciesAgain compares the topics' settings with those that the survey saw,
@@ -156,21 +122,20 @@ func (d *dumper) readPoliciesAgain(ctx context.Context, topics []*topicWork, job
 		}
 		now := policyOf(c)
 		if now.cleanup != t.policy.cleanup {
-			for _, j := range jobs {
-				if j.t == t && j.r != nil && j.r.leapt {
-					return nil, fmt.Errorf("eventbus: topic %s partition %d: records were deleted while its cleanup.policy was changed from %s to %s; run the backup again", t.Name, j.partition().ID, t.policy.cleanup, now.cleanup)
-				}
-			}
 			d.f.Note("eventbus: topic %s: its cleanup.policy was changed from %s to %s while the backup ran; the set has it as it was before", t.Name, t.policy.cleanup, now.cleanup)
 		}
 		now.keep = min(now.keep, t.policy.keep)
 		t.policy = now
 	}
 	for _, j := range jobs {
-		if j.t.gone.Load() || !j.late(j.t.policy) {
+		if j.t.gone.Load() || j.settled {
 			continue
 		}
-		more, err := d.readAnew(j, j.t.policy)
+		b := j.doubt(j.t.policy)
+		if b == nil {
+			continue
+		}
+		more, err := d.readAnew(j, b)
 		if err != nil {
 			return nil, err
 		}

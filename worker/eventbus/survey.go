@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -21,6 +22,7 @@ type survey struct {
 	topics  []kadm.TopicDetail         // those to be dumped, by name
 	sizes   map[string]map[int32]int64 // bytes on disk by topic and partition, where told
 	configs map[string]topicConfigs    // by topic
+	seen    kadm.TopicDetails          // all, wanted or not
 	visible int                        // topics that the principal sees, wanted or not
 	checked bool                       // the topics were compared with those on the brokers' disks
 }
@@ -31,6 +33,7 @@ var errDisksUntold = errors.New("the brokers do not tell what is on their disks"
 type topicConfigs struct {
 	own       map[string]*string // set on the topic itself
 	effective map[string]string  // with the brokers' defaults
+	defaults  map[string]string  // what the brokers give, whatever is set on the topic
 }
 
 // Rights that a dump needs, for remedies.
@@ -99,7 +102,7 @@ func (c *client) list(ctx context.Context) (s *survey, hidden []string, unchecke
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		s.cluster, s.brokers = md.Cluster, len(md.Brokers)
+		s.cluster, s.brokers, s.seen = md.Cluster, len(md.Brokers), md.Topics
 		seen := 0
 		dirs.Each(func(d kadm.DescribedLogDir) {
 			seen++
@@ -235,6 +238,7 @@ func (c *client) topicConfigs(ctx context.Context, list []string) (configs map[s
 	}
 	// Asked for without kadm, which makes one topic's refusal an error of all.
 	req := kmsg.NewPtrDescribeConfigsRequest()
+	req.IncludeSynonyms = true
 	for _, t := range list {
 		r := kmsg.NewDescribeConfigsRequestResource()
 		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, t
@@ -255,19 +259,45 @@ func (c *client) topicConfigs(ctx context.Context, list []string) (configs map[s
 		case rerr != nil:
 			return nil, nil, fmt.Errorf("reading the settings of topic %s: %w", r.ResourceName, c.explain(rerr))
 		}
-		tc := topicConfigs{own: map[string]*string{}, effective: map[string]string{}}
-		for _, kv := range r.Configs {
-			if kv.Source == kmsg.ConfigSourceDynamicTopicConfig {
-				tc.own[kv.Name] = kv.Value
-			}
-			if kv.Value != nil {
-				tc.effective[kv.Name] = *kv.Value
-			}
-		}
-		configs[r.ResourceName] = tc
+		configs[r.ResourceName] = readTopicConfigs(r.Configs)
 	}
 	sort.Strings(denied)
 	return configs, denied, nil
+}
+
+func readTopicConfigs(list []kmsg.DescribeConfigsResponseResourceConfig) topicConfigs {
+	tc := topicConfigs{own: map[string]*string{}, effective: map[string]string{}, defaults: map[string]string{}}
+	for _, kv := range list {
+		own := kv.Source == kmsg.ConfigSourceDynamicTopicConfig
+		if own {
+			tc.own[kv.Name] = kv.Value
+		}
+		if kv.Value != nil {
+			tc.effective[kv.Name] = *kv.Value
+			if !own {
+				tc.defaults[kv.Name] = *kv.Value
+			}
+		}
+		if !own {
+			continue
+		}
+		for _, s := range kv.ConfigSynonyms { // the strongest first
+			if s.Source != kmsg.ConfigSourceDynamicTopicConfig && s.Value != nil {
+				tc.defaults[kv.Name] = inMillis(s.Name, *s.Value)
+				break
+			}
+		}
+	}
+	return tc
+}
+
+// inMillis is a broker's setting in the unit that its topics have it in.
+func inMillis(name, value string) string {
+	unit := map[string]int64{"log.retention.minutes": 60_000, "log.retention.hours": 3_600_000}[name]
+	if n, err := strconv.ParseInt(value, 10, 64); err == nil && unit > 0 && n > 0 {
+		return strconv.FormatInt(n*unit, 10)
+	}
+	return value
 }
 
 // bytes is how much the survey's topics hold on disk, 0 if that is unknown.

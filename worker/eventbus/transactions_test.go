@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,14 @@ func (j *journal) opened(keys []string) (end func(kgo.TransactionEndTry)) {
 		if how == kgo.TryCommit {
 			j.log = append(j.log, r)
 		}
+	}
+}
+
+func TestAbortCommandLogsIn(t *testing.T) {
+	o := Options{Brokers: []string{"b1:9093", "b2:9093"}}
+	require.Equal(t, "kafka-transactions.sh --bootstrap-server b1:9093,b2:9093 abort --topic t --partition 3 --start-offset 7", o.abortCommand("t", 3, 7))
+	for _, o := range []Options{{TLS: &TLS{}}, {SASL: &SASL{}}} {
+		require.Contains(t, o.abortCommand("t", 3, 7), " --command-config FILE abort ")
 	}
 }
 
@@ -77,6 +86,7 @@ func TestKafkaOpenTransactionAtTheCut(t *testing.T) {
 			e, f, err := dumpInto(o, s)
 			require.NoError(t, err)
 			require.Empty(t, f.Warnings)
+			require.Contains(t, strings.Join(f.Notes, "\n"), "transactions that were open at the cut were waited for, in "+j.topic+"/0")
 			p := j.requireValues(e, s)
 			require.Equal(t, cut, p.Listed)
 			if policy == "delete" {
@@ -133,4 +143,39 @@ func TestKafkaOpenTransactionAtTheCut(t *testing.T) {
 		require.Less(t, time.Since(at), 3*time.Second)
 		end(kgo.TryAbort)
 	}
+
+	// It ended while others were read, for longer than the wait.
+	j := b.journal("ended", append(rolling, "cleanup.policy=delete")...)
+	end := j.opened(keys)
+	o, s := options("ended", time.Minute), newStore()
+	var late atomic.Int64
+	o.Now = func() time.Time { return time.Now().Add(time.Duration(late.Load())) }
+	while(s, "/ended/", 1, func() {
+		end(kgo.TryCommit)
+		require.Eventually(t, func() bool { return b.stable("ended") > 40 }, eventually, tick)
+		late.Store(int64(time.Hour))
+	})
+	e, f, err := dumpInto(o, s)
+	require.NoError(t, err)
+	require.Empty(t, f.Warnings)
+	require.Len(t, j.requireValues(e, s).Segments, 2)
+
+	// Many partitions are held: the time is kept, and all of them are named.
+	b.create("wide", 40)
+	tx := b.client(kgo.TransactionalID("tx-wide"))
+	require.NoError(t, tx.BeginTransaction())
+	require.NoError(t, tx.ProduceSync(bg, recs("wide", 40, 40)...).FirstErr())
+	end = j.opened(keys)
+	o = options("wide", time.Second)
+	o.Include = []string{"wide", "ended"}
+	began := time.Now()
+	_, _, err = dumpInto(o, newStore())
+	require.Less(t, time.Since(began), 5*time.Second)
+	require.ErrorContains(t, err, "stay open longer than eventbus.transaction_wait (1s): topic ended partition 0: ")
+	require.ErrorContains(t, err, "and so in 31 more partitions: wide/9, ")
+	require.ErrorContains(t, err, "abort --topic ended --partition 0 ")
+	require.ErrorContains(t, err, "abort --topic wide --partition 8 ")
+	require.ErrorContains(t, err, "eventbus.allow_gaps_in to [ended, wide]")
+	require.NoError(t, tx.EndTransaction(bg, kgo.TryAbort))
+	end(kgo.TryAbort)
 }

@@ -255,3 +255,15 @@ func TestScriptGoesOnBehindWhatTarCannotUnpack(t *testing.T) {
 	require.Contains(t, string(out), "NOT COMPLETE: tar could not unpack all of "+id.MainName())
 	require.FileExists(t, filepath.Join(target, "unpacked/files/app/b"))
 }
+
+// Copied segments of transactions have no markers: the topics are named.
+func TestTopicsWithTransactions(t *testing.T) {
+	m := sample()
+	require.Contains(t, string(Text(m)), "No topic of this set is known to have records of transactions")
+	m.EventBus.Topics = append(m.EventBus.Topics, set.Topic{Name: "tx.new", Partitions: []set.Partition{{Records: 1, Transactional: 1}}},
+		set.Topic{Name: "tx.old", Partitions: []set.Partition{{}, {Records: 1, ControlBatches: 1}}})
+	text := strings.Join(strings.Fields(string(Text(m))), " ")
+	require.Contains(t, text, "isolation.level=read_uncommitted: tx.new, tx.old")
+	require.Contains(t, text, "Do not abort")
+	require.NotContains(t, text, "it keeps offsets")
+}

@@ -176,11 +176,31 @@ func (p *page) events(m *set.Manifest) {
 		return
 	}
 	p.head("6. The Event Bus by hand")
-	p.say("The best way is worker restore with --bus: it loads every record in its order, with its transaction, and moves consumer positions to the same records (offsets differ from the old ones where the old topic had holes or did not begin at 0). Without it: create each topic with its number of partitions, one replica and retention.ms=-1, stop the broker, and, in unpacked/eventbus, with its log directory in LOG_DIR:")
+	p.say("The best way is worker restore with --bus: it makes every record readable and moves the consumer positions to the same records; offsets change where a topic had holes or did not begin at 0. By hand the offsets stay. Without it: create each topic with its number of partitions, one replica and retention.ms=-1, stop the broker, and, in unpacked/eventbus, with its log directory in LOG_DIR:")
 	for _, line := range strings.Split(LoadSegments, "\n") {
 		p.command("%s", line)
 	}
+	p.transactions(m)
 	p.say("Give the files to the broker's account and start it. Then the consumer groups (groups in the manifest) get their positions by kafka-consumer-groups.sh --reset-offsets, topics their configs by kafka-configs.sh, access rules by kafka-acls.sh. To look into a segment: kafka-dump-log.sh --deep-iteration --print-data-log --files SEGMENT")
+}
+
+// transactions warns of topics that hang if their segments are copied.
+func (p *page) transactions(m *set.Manifest) {
+	var list []string
+	for i := range m.EventBus.Topics {
+		if t := &m.EventBus.Topics[i]; t.HasTransactions() {
+			list = append(list, t.Name)
+		}
+	}
+	if len(list) == 0 {
+		p.say("No topic of this set is known to have records of transactions.")
+		return
+	}
+	more := ""
+	if n := len(list) - 50; n > 0 {
+		list, more = list[:50], fmt.Sprintf(" and %d more: those with transactional_batches or control_batches_dropped in the manifest", n)
+	}
+	p.say("This does not do for topics with records of transactions: the segments have no commit markers, so that the broker takes the transactions for open, and consumers with isolation.level=read_committed wait at the first of them for ever. All records in the segments are committed. Do not abort those transactions: that would hide the records. Load these topics by worker restore with --bus, or let their consumers use isolation.level=read_uncommitted: %s%s", strings.Join(list, ", "), more)
 }
 
 // LoadSegments brings unpacked segments into a stopped broker of Apache Kafka.
