@@ -35,7 +35,7 @@ func TestTextSaysWhatIsThereAndEachCommand(t *testing.T) {
 	for _, want := range []string{"PostgreSQL 15, which is the only major", "postgresql-15", "pgBackRest 2.45 or newer", "20210923-202805F", "000000010000000000000030",
 		"oid 16402, name far, location /data3/far", "path /etc/postgresql/15/main/pg_hba.conf", "- /data1/site_data", "- *.tmp", "lineage: 1 partitions, 7 records, 70 bytes", "the search index",
 		"a file changed while it was read", "- max_connections 300", "at most 33593370 bytes", "worker verify " + id.ManifestName(), "--only postgres",
-		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "oid 5, name rosemeta, encoding UTF8, size 900", "moves consumer"} {
+		"bash " + id.ScriptName() + " /EMPTY/DIRECTORY", "tar xzf " + id.MainName(), "slot_name = NONE", "oid 5, name rosemeta, encoding UTF8, size 900", "moves the consumer positions"} {
 		require.Contains(t, text, want)
 	}
 	require.NotContains(t, text, "keeps offsets")

@@ -163,7 +163,7 @@ func (p *page) server(m *set.Manifest) {
 	}
 	p.head("5. The restored server")
 	p.say("Both ways make a server that keeps to itself: it listens on a socket in the target only, on port 5432, archives nothing, applies no subscription, and takes its WAL (%s to %s) from the target. The script puts a minimal configuration into place of the original, which stays beside it as *.original, and that from outside the data directory in unpacked/%s.", x.StartWAL, x.StopWAL, set.PostgresConfig)
-	p.say("The start and psql lines are printed at the end. pg_ctl waits for the end of the recovery; server.log tells of it.")
+	p.say("The start and psql lines are printed at the end. The server recovers by itself, and server.log tells of it; it is ready when select pg_is_in_recovery() says f.")
 	p.blank()
 	p.say("Before it takes over, and gets its old configuration back, in each database:")
 	p.item("subscriptions (select * from pg_subscription): ALTER SUBSCRIPTION name DISABLE; ALTER SUBSCRIPTION name SET (slot_name = NONE). Otherwise it takes over the original's slot, and the original loses changes.")
