@@ -152,8 +152,10 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 				b.alter("between", "cleanup.policy=delete")
 				offsets := kadm.Offsets{}
 				offsets.Add(kadm.Offset{Topic: "between", At: to})
-				_, err := b.adm.DeleteRecords(bg, offsets)
-				require.NoError(t, err)
+				require.Eventually(t, func() bool { // refused until the broker knows the policy
+					rs, err := b.adm.DeleteRecords(bg, offsets)
+					return err == nil && rs.Error() == nil
+				}, eventually, tick)
 				b.alter("between", "cleanup.policy=compact")
 			})
 			o := options("between")
