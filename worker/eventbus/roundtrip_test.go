@@ -165,6 +165,16 @@ func (u *bus) seedCompacted(topic string) {
 		}
 		time.Sleep(700 * time.Millisecond) // segment.ms
 	}
+	// From here on the topic stays as it is, so that it can be compared later.
+	u.alter(topic, "min.compaction.lag.ms=604800000", "max.compaction.lag.ms=604800000")
+	for before := ""; ; {
+		now := u.holes(topic)
+		if now == before {
+			break
+		}
+		before = now
+		time.Sleep(time.Second) // a round of the cleaner may be under way
+	}
 	offsets := kadm.Offsets{}
 	offsets.Add(kadm.Offset{Topic: topic, Partition: 0, At: 900, LeaderEpoch: -1})
 	require.NoError(u.t, u.adm.CommitAllOffsets(bg, "k.g-compacted", offsets))

@@ -36,7 +36,12 @@ func (f *Facts) readInForce(ctx context.Context, c *pgx.Conn) error {
 			continue
 		}
 		f.ConfigInForce[file.setting] = filepath.Clean(path)
-		if rel, err := filepath.Rel(home, resolved(path)); err == nil && filepath.IsLocal(rel) {
+		// pgBackRest stores what a link in the data directory leads to under the link's name.
+		rel, err := filepath.Rel(filepath.Clean(f.DataDirectory), filepath.Clean(path))
+		if err != nil || !filepath.IsLocal(rel) {
+			rel, err = filepath.Rel(home, resolved(path))
+		}
+		if err == nil && filepath.IsLocal(rel) {
 			f.ConfigInForce[file.setting] = rel
 		}
 	}
