@@ -151,7 +151,7 @@ func (s *site) reload(id string) run.Record {
 func (s *site) claim(r run.Record) run.Record {
 	s.t.Helper()
 	r = s.reload(r.ID)
-	c, err := s.store.Claim(context.Background(), r.ID, r.Stage, r.Generation, "host1", time.Now().Add(time.Hour))
+	c, err := s.store.Claim(context.Background(), r.ID, r.Stage, r.Generation, "host1", "token234", time.Hour)
 	require.NoError(s.t, err)
 	require.Equal(s.t, "ok", c.Kind)
 	return s.reload(r.ID)
@@ -159,19 +159,19 @@ func (s *site) claim(r run.Record) run.Record {
 
 func (s *site) progress(r run.Record, done, total, rate int64) {
 	s.t.Helper()
-	require.NoError(s.t, s.store.Progress(context.Background(), r.ID, r.Fence, r.Epoch, &done, &total, &rate))
+	require.NoError(s.t, s.store.Progress(context.Background(), r.ID, r.Hold(), r.Epoch, &done, &total, &rate))
 }
 
 func (s *site) advance(r run.Record, next string) run.Record {
 	s.t.Helper()
-	_, err := s.store.Advance(context.Background(), r, r.Stage, r.Fence, next, r.Stage+".1")
+	_, err := s.store.Advance(context.Background(), r, r.Stage, r.Hold(), next, r.Stage+".1")
 	require.NoError(s.t, err)
 	return s.reload(r.ID)
 }
 
 func (s *site) note(r run.Record, f run.Facts) {
 	s.t.Helper()
-	require.NoError(s.t, s.store.Note(context.Background(), r.ID, r.Fence, f))
+	require.NoError(s.t, s.store.Note(context.Background(), r.ID, r.Hold(), f))
 }
 
 var facts = run.Facts{Set: "202611231847_10-0-0-147420", Archives: []string{"/d/202611231847_10-0-0-147420_alation_backup.tar.gz"},
@@ -203,7 +203,7 @@ func (s *site) fail(r run.Record, why string) {
 func (s *site) clean(id string) {
 	s.t.Helper()
 	r := s.claim(s.reload(id))
-	require.NoError(s.t, s.store.Cleaned(context.Background(), r, r.Fence, false))
+	require.NoError(s.t, s.store.Cleaned(context.Background(), r, r.Hold(), false))
 }
 
 // obeyCancel plays the worker that finds the cancel flag.

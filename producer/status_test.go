@@ -23,7 +23,7 @@ func TestStatusFromQueuedToDone(t *testing.T) {
 	require.Contains(t, s.do("status").out, "prepare, not begun")
 
 	r := s.claim(s.reload(id))
-	_, err := s.store.Again(context.Background(), r, r.Stage, r.Generation, run.Retry{Kind: run.Erred, Error: "server \x1b]0;x\x07 down\nsecond line", Budget: 3, NotBefore: time.Now().Add(time.Hour)})
+	_, err := s.store.Again(context.Background(), r, r.Stage, r.Generation, run.Retry{Kind: run.Erred, Error: "server \x1b]0;x\x07 down\nsecond line", Budget: 3, Wait: time.Hour})
 	require.NoError(t, err)
 	text := s.do("status").out
 	require.Contains(t, text, "promoted: incremental was asked for")
@@ -92,7 +92,7 @@ func TestCancelVerb(t *testing.T) {
 		"claimed": {func(s *site, id string) { s.claim(s.reload(id)) }, exit.Good, answerAsked, "cancel asked for"},
 		"committed": {func(s *site, id string) {
 			r := s.claim(s.reload(id))
-			require.NoError(s.t, s.store.Holds(context.Background(), id, r.Fence, r.Epoch, true))
+			require.NoError(s.t, s.store.Holds(context.Background(), id, r.Hold(), r.Epoch, true))
 		}, exit.Other, answerTooLate, "too late"},
 		"succeeded": {func(s *site, id string) { s.succeed(s.reload(id), facts) }, exit.Other, answerTooLate, "too late"},
 		"failed":    {func(s *site, id string) { s.fail(s.reload(id), "x") }, exit.Other, answerOver, "has ended already: failed"},

@@ -113,7 +113,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 
 func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {
 	dir := &dump.Directory{Dump: c.Backup.DumpDir, Temp: c.Backup.TempDir, Instance: c.Instance, Node: c.Node, EndLeftover: keeper.EndLeftover}
-	store := run.NewStore(rdb, time.Now, c.Queue.KeepRuns)
+	store := run.NewStore(rdb, nil, c.Queue.KeepRuns)
 	logf := func(f string, a ...any) { log.Infof(f, a...) }
 	return pipeline.Params{
 		Store: store, Dir: dir, Instance: c.Instance, Node: c.Node, Now: time.Now, Log: log, Mask: c.Mask,

@@ -107,7 +107,7 @@ func TestHostileTexts(t *testing.T) {
 	x.Parts, x.Warnings, x.Missing, x.Archives, x.Parent, x.Type = []string{evil}, []string{evil}, []string{evil}, []string{evil}, &evil, set.Type(evil)
 	s.publish("catalog", run.Published{At: time.Now(), Node: evil, Dir: evil, Sets: []set.Summary{x}, Foreign: []string{evil}, Problems: []string{evil}})
 	r := s.claim(s.open("catalog", set.Full).ID)
-	require.NoError(t, s.store.Note(ctx, r.ID, r.Fence, run.Facts{Set: evil, Manifest: evil, Archives: []string{evil}, Warnings: []string{evil}, Notes: []string{evil}}))
+	require.NoError(t, s.store.Note(ctx, r.ID, r.Hold(), run.Facts{Set: evil, Manifest: evil, Archives: []string{evil}, Warnings: []string{evil}, Notes: []string{evil}}))
 	s.again(r, run.Erred, evil, true)
 	for field, v := range map[string]string{"requested": evil, "node": evil, "type": evil} {
 		require.NoError(t, s.rdb.HSet(ctx, "catalog-backup:run:"+r.ID, field, v).Err())
@@ -211,7 +211,7 @@ func TestForms(t *testing.T) {
 	require.Equal(t, http.StatusForbidden, post(cancel, mine, ""), "the token of a start cancels nothing")
 	stop := token(cancel)
 	r := s.claim(ids[0])
-	require.NoError(t, s.store.Holds(ctx, r.ID, r.Fence, r.Epoch, true))
+	require.NoError(t, s.store.Holds(ctx, r.ID, r.Hold(), r.Epoch, true))
 	require.Equal(t, http.StatusConflict, post(cancel, stop, ""), "too late: it commits")
 	s.advance(r, "")
 	require.Equal(t, http.StatusSeeOther, post(cancel, stop, ""), "it is over")

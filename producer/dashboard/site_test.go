@@ -113,7 +113,7 @@ func (s *site) reload(id string) run.Record {
 func (s *site) claim(id string) run.Record {
 	s.t.Helper()
 	r := s.reload(id)
-	c, err := s.store.Claim(ctx, id, r.Stage, r.Generation, "host1", s.now().Add(6*time.Hour))
+	c, err := s.store.Claim(ctx, id, r.Stage, r.Generation, "host1", "token234", 6*time.Hour)
 	require.NoError(s.t, err)
 	require.Equal(s.t, "ok", c.Kind)
 	return s.reload(id)
@@ -121,13 +121,13 @@ func (s *site) claim(id string) run.Record {
 
 func (s *site) progress(r run.Record, done, total, rate int64) {
 	s.t.Helper()
-	require.NoError(s.t, s.store.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, &rate))
+	require.NoError(s.t, s.store.Progress(ctx, r.ID, r.Hold(), r.Epoch, &done, &total, &rate))
 }
 
 // advance ends the current stage well; next "" ends the run.
 func (s *site) advance(r run.Record, next string) run.Record {
 	s.t.Helper()
-	_, err := s.store.Advance(ctx, r, r.Stage, r.Fence, next, r.Stage+".1")
+	_, err := s.store.Advance(ctx, r, r.Stage, r.Hold(), next, r.Stage+".1")
 	require.NoError(s.t, err)
 	return s.reload(r.ID)
 }
@@ -142,7 +142,7 @@ func (s *site) again(r run.Record, kind run.Outcome, why string, permanent bool)
 func (s *site) clean(id string) {
 	s.t.Helper()
 	r := s.claim(id)
-	require.NoError(s.t, s.store.Cleaned(ctx, r, r.Fence, false))
+	require.NoError(s.t, s.store.Cleaned(ctx, r, r.Hold(), false))
 }
 
 // worker signs in and stays for the presence's length.

@@ -38,14 +38,14 @@ func play(t *testing.T, server *lab.RedisServer, c *clock) *run.Store {
 
 	r = p.again(p.claim(p.start()), run.Retry{Kind: run.Erred, Error: "no space", Permanent: true}, time.Second)
 	r = p.claim(r)
-	require.NoError(t, p.Cleaned(ctx, r, r.Fence, false))
+	require.NoError(t, p.Cleaned(ctx, r, r.Hold(), false))
 
 	_, err := p.Cancel(ctx, p.start())
 	require.NoError(t, err)
 
 	r = p.claim(p.start())
 	done, total := int64(1<<20), int64(1<<30)
-	require.NoError(t, p.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, nil))
+	require.NoError(t, p.Progress(ctx, r.ID, r.Hold(), r.Epoch, &done, &total, nil))
 	return p.Store
 }
 
@@ -66,7 +66,7 @@ func (p *player) start() run.Record {
 
 func (p *player) claim(r run.Record) run.Record {
 	p.t.Helper()
-	claim, err := p.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", p.c.Now().Add(time.Hour))
+	claim, err := p.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", "token234", time.Hour)
 	require.NoError(p.t, err)
 	require.Equal(p.t, "ok", claim.Kind)
 	return p.reload(r)
@@ -90,7 +90,7 @@ func (p *player) again(r run.Record, q run.Retry, took time.Duration) run.Record
 func (p *player) advance(r run.Record, next string, took time.Duration) run.Record {
 	p.t.Helper()
 	p.c.pass(took)
-	_, err := p.Advance(ctx, r, r.Stage, r.Fence, next, "x")
+	_, err := p.Advance(ctx, r, r.Stage, r.Hold(), next, "x")
 	require.NoError(p.t, err)
 	return p.reload(r)
 }

@@ -72,7 +72,7 @@ func TestNoProgressBetweenAttempts(t *testing.T) {
 		b := newBench(t)
 		r := b.claim(b.begin())
 		done, total, rate := int64(5), int64(10), int64(1)
-		require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, &rate))
+		require.NoError(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, &done, &total, &rate))
 		require.NotNil(t, b.reload(r).Rate)
 		_, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: kind, Error: "why", Budget: 2})
 		require.NoError(t, err)
@@ -116,25 +116,25 @@ func TestCleanupIsTriedForEver(t *testing.T) {
 		r = b.claim(r)
 	}
 	require.Equal(t, "disk full", r.Error, "why the run failed stays")
-	require.NoError(t, b.Cleaned(ctx, r, r.Fence, false))
+	require.NoError(t, b.Cleaned(ctx, r, r.Hold(), false))
 	r = b.reload(r)
 	require.Equal(t, Failed, r.State)
 	require.Equal(t, 1, r.Cleanups)
-	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
+	require.ErrorIs(t, b.Cleaned(ctx, r, r.Hold(), false), ErrFenced)
 	require.Equal(t, 1, b.reload(r).Cleanups, "exactly once")
 }
 
 func TestCleanedOnlyInCleanup(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
-	require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
+	require.ErrorIs(t, b.Cleaned(ctx, r, r.Hold(), false), ErrFenced)
 	require.Equal(t, r.ID, b.locked())
 }
 
 func TestCleanupCannotMakeARunGood(t *testing.T) {
 	b := newBench(t)
 	r := cleaning(b)
-	_, err := b.Advance(ctx, r, Cleanup, r.Fence, "", "x")
+	_, err := b.Advance(ctx, r, Cleanup, r.Hold(), "", "x")
 	require.ErrorIs(t, err, ErrFenced)
 }
 
@@ -199,13 +199,13 @@ func TestForcedStopKeepsWhyTheRunWasEnding(t *testing.T) {
 func TestCommitClosesTheDoor(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
-	require.NoError(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, false))
+	require.NoError(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, false))
 	require.False(t, b.reload(r).Committed)
-	require.NoError(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true))
+	require.NoError(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true))
 	reply, err := b.Cancel(ctx, r)
 	require.NoError(t, err)
 	require.Equal(t, CancelLate, reply)
-	require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, nil, nil, nil))
+	require.NoError(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, nil, nil, nil))
 	require.Equal(t, Succeeded, b.advance(r, "").State)
 }
 
@@ -215,7 +215,7 @@ func TestCancelRacesCommit(t *testing.T) {
 	for range 30 {
 		r := claimed(b)
 		committed := make(chan error, 1)
-		go func() { committed <- b.Holds(ctx, r.ID, r.Fence, r.Epoch, true) }()
+		go func() { committed <- b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true) }()
 		reply, err := b.Cancel(ctx, r)
 		require.NoError(t, err)
 		err = <-committed
@@ -238,14 +238,14 @@ func TestCancelRacesClaim(t *testing.T) {
 		r := b.begin()
 		claims := make(chan Claim, 1)
 		go func() {
-			c, _ := b.Claim(ctx, r.ID, Prepare, 1, "host1", b.clock)
+			c, _ := b.Claim(ctx, r.ID, Prepare, 1, "host1", "token234", time.Hour)
 			claims <- c
 		}()
 		reply, err := b.Cancel(ctx, r)
 		require.NoError(t, err)
 		if c := <-claims; c.Kind == "ok" {
 			require.Equal(t, CancelAsked, reply)
-			require.ErrorIs(t, b.Progress(ctx, r.ID, c.Fence, r.Epoch, nil, nil, nil), ErrCancel)
+			require.ErrorIs(t, b.Progress(ctx, r.ID, c.Hold, r.Epoch, nil, nil, nil), ErrCancel)
 		} else {
 			require.Equal(t, "stale", c.Kind)
 			require.Equal(t, CancelClosed, reply)

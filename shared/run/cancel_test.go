@@ -17,13 +17,13 @@ var (
 	between stageAt = func(b *bench) Record { return b.advance(b.claim(b.begin()), "postgres") }
 	retried stageAt = func(b *bench) Record {
 		r := claimed(b)
-		_, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: Erred, Error: "no answer", Budget: 3, NotBefore: b.clock.Add(time.Minute)})
+		_, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: Erred, Error: "no answer", Budget: 3, Wait: time.Minute})
 		require.NoError(b.t, err)
 		return b.reload(r)
 	}
 	committed stageAt = func(b *bench) Record {
 		r := claimed(b)
-		require.NoError(b.t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true))
+		require.NoError(b.t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true))
 		return b.reload(r)
 	}
 	failing stageAt = func(b *bench) Record {
@@ -37,7 +37,7 @@ var (
 	succeeded stageAt = func(b *bench) Record { return b.advance(claimed(b), "") }
 	failed    stageAt = func(b *bench) Record {
 		r := cleaning(b)
-		require.NoError(b.t, b.Cleaned(ctx, r, r.Fence, false))
+		require.NoError(b.t, b.Cleaned(ctx, r, r.Hold(), false))
 		return b.reload(r)
 	}
 )
@@ -97,13 +97,13 @@ func (b *bench) finish(r Record) Record {
 		switch {
 		case r.Claimed != r.Generation:
 			var c Claim
-			if c, err = b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", b.clock); c.Kind == "cancel" {
+			if c, err = b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", "token234", time.Hour); c.Kind == "cancel" {
 				_, err = b.Stop(ctx, r, r.Generation, Cancelled, "cancelled", false)
 			}
 		case r.Stage == Cleanup:
-			err = b.Cleaned(ctx, r, r.Fence, false)
+			err = b.Cleaned(ctx, r, r.Hold(), false)
 		default:
-			if _, err = b.Advance(ctx, r, r.Stage, r.Fence, "", "x"); errors.Is(err, ErrCancel) {
+			if _, err = b.Advance(ctx, r, r.Stage, r.Hold(), "", "x"); errors.Is(err, ErrCancel) {
 				_, err = b.Stop(ctx, r, r.Generation, Cancelled, "cancelled", false)
 			}
 		}
@@ -118,10 +118,10 @@ func TestAttemptIsToldOfACancel(t *testing.T) {
 	r := claimed(b)
 	_, err := b.Cancel(ctx, r)
 	require.NoError(t, err)
-	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, nil, nil, nil), ErrCancel)
-	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true), ErrCancel)
+	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, nil, nil, nil), ErrCancel)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true), ErrCancel)
 	require.False(t, b.reload(r).Committed, "the commit is refused after a cancel")
-	_, err = b.Advance(ctx, r, r.Stage, r.Fence, "postgres", "x")
+	_, err = b.Advance(ctx, r, r.Stage, r.Hold(), "postgres", "x")
 	require.ErrorIs(t, err, ErrCancel)
 	n, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: Erred, Error: "e", Budget: 3})
 	require.NoError(t, err)
@@ -141,12 +141,12 @@ func TestCleanupIsNotCancelled(t *testing.T) {
 	r := cleaning(b)
 	_, err := b.Cancel(ctx, r)
 	require.NoError(t, err)
-	require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, nil, nil, nil))
-	require.NoError(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, false))
+	require.NoError(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, nil, nil, nil))
+	require.NoError(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, false))
 	n, err := b.Stop(ctx, r, 0, Cancelled, "cancelled", false)
 	require.NoError(t, err)
 	require.Equal(t, "stale", n.Kind)
-	require.NoError(t, b.Cleaned(ctx, r, r.Fence, false))
+	require.NoError(t, b.Cleaned(ctx, r, r.Hold(), false))
 	require.Equal(t, Failed, b.reload(r).State)
 }
 
@@ -168,12 +168,12 @@ func TestOlderHolderMayTouchNothing(t *testing.T) {
 			old := c(b)
 			before := b.snapshot(old)
 			one := int64(1)
-			require.ErrorIs(t, b.Progress(ctx, old.ID, old.Fence, old.Epoch, &one, &one, &one), ErrFenced)
-			require.ErrorIs(t, b.Holds(ctx, old.ID, old.Fence, old.Epoch, true), ErrFenced)
-			require.ErrorIs(t, b.Note(ctx, old.ID, old.Fence, Facts{Set: "x", Warnings: []string{"w"}}), ErrFenced)
-			_, err := b.Advance(ctx, old, old.Stage, old.Fence, "", "x")
+			require.ErrorIs(t, b.Progress(ctx, old.ID, old.Hold(), old.Epoch, &one, &one, &one), ErrFenced)
+			require.ErrorIs(t, b.Holds(ctx, old.ID, old.Hold(), old.Epoch, true), ErrFenced)
+			require.ErrorIs(t, b.Note(ctx, old.ID, old.Hold(), Facts{Set: "x", Warnings: []string{"w"}}), ErrFenced)
+			_, err := b.Advance(ctx, old, old.Stage, old.Hold(), "", "x")
 			require.ErrorIs(t, err, ErrFenced)
-			require.ErrorIs(t, b.Cleaned(ctx, old, old.Fence, false), ErrFenced)
+			require.ErrorIs(t, b.Cleaned(ctx, old, old.Hold(), false), ErrFenced)
 			require.Equal(t, before, b.snapshot(old))
 		})
 	}

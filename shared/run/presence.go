@@ -37,11 +37,15 @@ func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
 	if err != nil {
 		return err
 	}
+	at, err := s.Time(ctx)
+	if err != nil {
+		return err
+	}
 	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.SAdd(ctx, instancesKey, instance)
 		p.SAdd(ctx, workersKey(instance), w.ID)
 		p.Set(ctx, workerKey(instance, w.ID), b, presenceTTL)
-		p.HSet(ctx, nodesKey(instance), w.Node, stamp(s.now()))
+		p.HSet(ctx, nodesKey(instance), w.Node, stamp(at))
 		return nil
 	})
 	return err

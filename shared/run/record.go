@@ -71,12 +71,16 @@ type Record struct {
 	Claimed int64
 	// Fence grows with every attempt; an older holder may touch nothing.
 	Fence     int64
-	Attempt   int   // number of the attempt at this stage, from 1
-	Ending    State // Failed or Cancelled while the cleanup runs, else empty
-	Cancel    bool  // somebody asked to cancel
-	Committed bool  // past the point where a cancel can stop it
-	Node      string
-	Epoch     string
+	Token     string // of the attempt that has the fence; empty: none has, or a worker of an earlier version
+	Attempt   int    // number of the attempt at this stage, from 1
+	Ending    State  // Failed or Cancelled while the cleanup runs, else empty
+	Cancel    bool   // somebody asked to cancel
+	Committed bool   // past the point where a cancel can stop it
+	// EndingSince is when the run began to end, CancelSince when somebody asked to
+	// cancel it. nil: not yet, or by an earlier version.
+	EndingSince, CancelSince *time.Time
+	Node                     string
+	Epoch                    string
 
 	Errors, Crashes, Interruptions int // of this stage
 
@@ -120,6 +124,9 @@ func base32(b []byte) string {
 	return string(out)
 }
 
+// Hold is the right of the attempt that has the run now.
+func (r Record) Hold() Hold { return Hold{Fence: r.Fence, Token: r.Token} }
+
 // Age is how long ago the run was asked for.
 func (r Record) Age(now time.Time) time.Duration { return now.Sub(r.Created).Round(time.Second) }
 
@@ -137,6 +144,9 @@ func parse(id string, h map[string]string) (Record, error) {
 		Results: map[string]string{}, Warnings: texts(h["warnings"]), Notes: texts(h["notes"]), Archives: texts(h["archives"])}
 	num := func(f string) int64 { n, _ := strconv.ParseInt(h[f], 10, 64); return n }
 	r.Generation, r.Claimed, r.Fence = num("generation"), num("claimed"), num("fence")
+	if h, ok := ParseHold(h["holder"]); ok && h.Fence == r.Fence {
+		r.Token = h.Token
+	}
 	r.Attempt, r.Errors, r.Crashes, r.Interruptions = int(num("attempt")), int(num("errors")), int(num("crashes")), int(num("interruptions"))
 	r.Cleanups = int(num("cleanups"))
 	at := func(f string) *time.Time {
@@ -153,6 +163,7 @@ func parse(id string, h map[string]string) (Record, error) {
 		r.Updated = *t
 	}
 	r.Started, r.Ended, r.NotBefore, r.Deadline = at("started"), at("ended"), at("not_before"), at("deadline")
+	r.EndingSince, r.CancelSince = at("ending_since"), at("cancel_since")
 	opt := func(f string) *int64 {
 		if h[f] == "" {
 			return nil

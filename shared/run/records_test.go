@@ -14,14 +14,14 @@ func TestNoteKeepsWhatItIsNotTold(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
 	nasty := []string{"a \"quoted\" \\ thing", "line\nbreak", "\x00\x1b[31m", "ünïcode ☃", ""}
-	require.NoError(t, b.Note(ctx, r.ID, r.Fence, Facts{Set: "202109232027_10-0-0-147420", Type: "full", Warnings: nasty}))
-	require.NoError(t, b.Note(ctx, r.ID, r.Fence, Facts{Archives: []string{"/a", "/b"}, Manifest: "/m"}))
+	require.NoError(t, b.Note(ctx, r.ID, r.Hold(), Facts{Set: "202109232027_10-0-0-147420", Type: "full", Warnings: nasty}))
+	require.NoError(t, b.Note(ctx, r.ID, r.Hold(), Facts{Archives: []string{"/a", "/b"}, Manifest: "/m"}))
 	r = b.reload(r)
 	require.Equal(t, nasty, r.Warnings)
 	require.Equal(t, []string{"/a", "/b"}, r.Archives)
 	require.Equal(t, "/m", r.Manifest)
 	require.Equal(t, "202109232027_10-0-0-147420", r.Set)
-	require.NoError(t, b.Note(ctx, r.ID, r.Fence, Facts{Warnings: []string{}}))
+	require.NoError(t, b.Note(ctx, r.ID, r.Hold(), Facts{Warnings: []string{}}))
 	require.Empty(t, b.reload(r).Warnings)
 }
 
@@ -49,10 +49,10 @@ func TestEmptiedRedisStopsAnAttemptAndLeavesNoGhost(t *testing.T) {
 	one := int64(1)
 	empty := func() {
 		t.Helper()
-		require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, &one, nil, nil), ErrEpoch)
-		require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true), ErrEpoch)
-		require.ErrorIs(t, b.Note(ctx, r.ID, r.Fence, Facts{Set: "x"}), ErrFenced)
-		_, err := b.Advance(ctx, r, r.Stage, r.Fence, "", "x")
+		require.ErrorIs(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, &one, nil, nil), ErrEpoch)
+		require.ErrorIs(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true), ErrEpoch)
+		require.ErrorIs(t, b.Note(ctx, r.ID, r.Hold(), Facts{Set: "x"}), ErrFenced)
+		_, err := b.Advance(ctx, r, r.Stage, r.Hold(), "", "x")
 		require.ErrorIs(t, err, ErrFenced)
 		n, err := b.Again(ctx, r, r.Stage, r.Generation, Retry{Kind: Erred, Error: "e", Budget: 1})
 		require.NoError(t, err)
@@ -66,7 +66,7 @@ func TestEmptiedRedisStopsAnAttemptAndLeavesNoGhost(t *testing.T) {
 		reply, err := b.Cancel(ctx, r)
 		require.NoError(t, err)
 		require.Equal(t, CancelOver, reply)
-		require.ErrorIs(t, b.Cleaned(ctx, r, r.Fence, false), ErrFenced)
+		require.ErrorIs(t, b.Cleaned(ctx, r, r.Hold(), false), ErrFenced)
 		_, err = b.Get(ctx, r.ID)
 		require.ErrorIs(t, err, ErrNotFound)
 	}
@@ -83,11 +83,11 @@ func TestEmptiedRedisStopsAnAttemptAndLeavesNoGhost(t *testing.T) {
 func TestAnotherEpochStopsAnAttempt(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
-	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, "another", nil, nil, nil), ErrEpoch)
-	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, "another", true), ErrEpoch)
+	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Hold(), "another", nil, nil, nil), ErrEpoch)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Hold(), "another", true), ErrEpoch)
 	require.NoError(t, b.rdb.Del(ctx, runKey(r.ID)).Err()) // the record alone is gone
-	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, nil, nil, nil), ErrEpoch)
-	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Fence, r.Epoch, true), ErrEpoch)
+	require.ErrorIs(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, nil, nil, nil), ErrEpoch)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true), ErrEpoch)
 }
 
 func TestReleaseSparesALockTakenMeanwhile(t *testing.T) {

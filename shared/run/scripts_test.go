@@ -78,17 +78,17 @@ func (b *bench) reload(r Record) Record {
 func (b *bench) claim(r Record) Record {
 	b.t.Helper()
 	r = b.reload(r)
-	c, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", b.clock.Add(6*time.Hour))
+	c, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", "token234", 6*time.Hour)
 	require.NoError(b.t, err)
 	require.Equal(b.t, "ok", c.Kind)
 	r = b.reload(r)
-	require.Equal(b.t, c.Fence, r.Fence)
+	require.Equal(b.t, c.Hold.Fence, r.Fence)
 	return r
 }
 
 func (b *bench) advance(r Record, next string) Record {
 	b.t.Helper()
-	_, err := b.Advance(ctx, r, r.Stage, r.Fence, next, r.Stage+".x")
+	_, err := b.Advance(ctx, r, r.Stage, r.Hold(), next, r.Stage+".x")
 	require.NoError(b.t, err)
 	return b.reload(r)
 }
@@ -234,7 +234,7 @@ func TestGoodRunFromStartToEnd(t *testing.T) {
 		require.Greater(t, r.Fence, fence)
 		fence = r.Fence
 		done, total, rate := int64(5), int64(10), int64(2)
-		require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, &rate))
+		require.NoError(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, &done, &total, &rate))
 		r = b.reload(r)
 		require.EqualValues(t, 5, *r.BytesDone)
 		require.EqualValues(t, 10, *r.BytesTotal)
@@ -244,7 +244,7 @@ func TestGoodRunFromStartToEnd(t *testing.T) {
 		if i+1 < len(Stages) {
 			next = Stages[i+1]
 		}
-		generation, err := b.Advance(ctx, r, stage, r.Fence, next, stage+".dir")
+		generation, err := b.Advance(ctx, r, stage, r.Hold(), next, stage+".dir")
 		require.NoError(t, err)
 		r = b.reload(r)
 		require.Equal(t, stage+".dir", r.Results[stage])
@@ -278,7 +278,7 @@ func TestClaimRefusals(t *testing.T) {
 	claim := func(stage string, generation int64, node string) Claim {
 		t.Helper()
 		before := b.snapshot(r)
-		c, err := b.Claim(ctx, r.ID, stage, generation, node, b.clock)
+		c, err := b.Claim(ctx, r.ID, stage, generation, node, "token234", time.Hour)
 		require.NoError(t, err)
 		if c.Kind != "ok" {
 			require.Equal(t, before, b.snapshot(r), "a refusal changes nothing")
@@ -301,7 +301,7 @@ func TestClaimRefusals(t *testing.T) {
 	_, err = b.Stop(ctx, r, 0, Cancelled, "cancelled", true)
 	require.NoError(t, err)
 	require.Equal(t, "stale", claim(Prepare, n.Generation, "host1").Kind)
-	c, err = b.Claim(ctx, "20200101t000000z-aaaaaaaa", Prepare, 1, "host1", b.clock)
+	c, err = b.Claim(ctx, "20200101t000000z-aaaaaaaa", Prepare, 1, "host1", "token234", time.Hour)
 	require.NoError(t, err)
 	require.Equal(t, "stale", c.Kind)
 	require.Zero(t, b.rdb.Exists(ctx, runKey("20200101t000000z-aaaaaaaa")).Val(), "no ghost record")
@@ -311,7 +311,7 @@ func TestEndedRunIsClaimedNoMore(t *testing.T) {
 	b := newBench(t)
 	for _, at := range []stageAt{succeeded, failed} {
 		r := at(b)
-		c, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", b.clock)
+		c, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", "token234", time.Hour)
 		require.NoError(t, err)
 		require.Equal(t, "stale", c.Kind)
 	}

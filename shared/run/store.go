@@ -17,7 +17,8 @@ type Store struct {
 	keep time.Duration
 }
 
-// NewStore works on rdb. Records of ended runs are kept for keep.
+// NewStore works on rdb. Records of ended runs are kept for keep. now nil, as in the
+// programs, takes the time from Redis, since the hosts' clocks differ.
 func NewStore(rdb redis.UniversalClient, now func() time.Time, keep time.Duration) *Store {
 	return &Store{rdb: rdb, now: now, keep: keep}
 }
@@ -58,11 +59,27 @@ func (e *BusyError) Error() string {
 }
 
 func (s *Store) call(ctx context.Context, sc *redis.Script, keys []string, args ...any) ([]string, error) {
-	out, err := sc.Run(ctx, s.rdb, keys, append([]any{stamp(s.now())}, args...)...).StringSlice()
+	at := ""
+	if s.now != nil {
+		at = stamp(s.now())
+	}
+	out, err := sc.Run(ctx, s.rdb, keys, append([]any{at}, args...)...).StringSlice()
 	if err == nil && len(out) == 0 {
 		err = errors.New("a script answered nothing")
 	}
 	return out, err
+}
+
+// Time is the time by which records are written and judged: Redis's own.
+func (s *Store) Time(ctx context.Context) (time.Time, error) {
+	if s.now != nil {
+		return s.now(), nil
+	}
+	t, err := s.rdb.Time(ctx).Result()
+	if err != nil {
+		return t, fmt.Errorf("ask Redis for the time: %w", err)
+	}
+	return t, nil
 }
 
 func (s *Store) keepSeconds() int64 { return max(1, int64(s.keep/time.Second)) }
@@ -91,7 +108,7 @@ func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
 	keys := []string{runKey(q.ID), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance), epochKey,
 		instancesKey, tickKey(q.Instance, q.Tick)}
 	for range 3 {
-		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.now().UnixMilli(), s.keepSeconds(), q.Tick)
+		out, err := s.call(ctx, startScript, keys, q.ID, q.Instance, q.Requested, q.Type, q.FirstStage, q.Epoch, s.keepSeconds(), q.Tick)
 		if err != nil {
 			return Record{}, fmt.Errorf("start a run: %w", err)
 		}
@@ -162,22 +179,24 @@ func (s *Store) Current(ctx context.Context, instance string) (Record, error) {
 
 // Claim results.
 type Claim struct {
-	Kind  string // ok, stale, elsewhere, claimed, cancel
-	Fence int64
-	Node  string // for elsewhere
+	Kind string // ok, stale, elsewhere, claimed, cancel
+	Hold Hold
+	Node string // for elsewhere
 }
 
 // Claim makes the caller, who holds the flock on the run's staging, the holder of
-// the stage's current generation.
-func (s *Store) Claim(ctx context.Context, id, stage string, generation int64, node string, deadline time.Time) (Claim, error) {
-	out, err := s.call(ctx, claimScript, []string{runKey(id)}, stage, generation, node, stamp(deadline))
+// the stage's current generation, with token as the second half of its hold. The
+// run's first claim sets its deadline, limit from now.
+func (s *Store) Claim(ctx context.Context, id, stage string, generation int64, node, token string, limit time.Duration) (Claim, error) {
+	out, err := s.call(ctx, claimScript, []string{runKey(id)}, stage, generation, node, limit.Milliseconds(), token)
 	if err != nil {
 		return Claim{}, fmt.Errorf("claim stage %s of run %s: %w", stage, id, err)
 	}
 	c := Claim{Kind: out[0]}
 	switch out[0] {
 	case "ok":
-		c.Fence, err = strconv.ParseInt(out[1], 10, 64)
+		c.Hold.Token = token
+		c.Hold.Fence, err = strconv.ParseInt(out[1], 10, 64)
 	case "elsewhere":
 		c.Node = out[1]
 	}
@@ -199,8 +218,8 @@ func verdict(word string) error {
 
 // Progress tells how far the attempt is, and learns whether to go on: ErrCancel,
 // ErrFenced or ErrEpoch. Unknown numbers are nil.
-func (s *Store) Progress(ctx context.Context, id string, fence int64, epoch string, done, total, rate *int64) error {
-	out, err := s.call(ctx, progressScript, []string{runKey(id), epochKey}, fence, epoch, optional(done), optional(total), optional(rate))
+func (s *Store) Progress(ctx context.Context, id string, h Hold, epoch string, done, total, rate *int64) error {
+	out, err := s.call(ctx, progressScript, []string{runKey(id), epochKey}, h.Fence, h.Token, epoch, optional(done), optional(total), optional(rate))
 	if err != nil {
 		return err
 	}
@@ -216,12 +235,12 @@ func optional(n *int64) string {
 
 // Holds asks whether the attempt may still act outside its staging. With commit,
 // a cancel comes too late from here on.
-func (s *Store) Holds(ctx context.Context, id string, fence int64, epoch string, commit bool) error {
+func (s *Store) Holds(ctx context.Context, id string, h Hold, epoch string, commit bool) error {
 	flag := ""
 	if commit {
 		flag = "1"
 	}
-	out, err := s.call(ctx, holdsScript, []string{runKey(id), epochKey}, fence, epoch, flag)
+	out, err := s.call(ctx, holdsScript, []string{runKey(id), epochKey}, h.Fence, h.Token, epoch, flag)
 	if err != nil {
 		return err
 	}
@@ -235,8 +254,8 @@ type Facts struct {
 }
 
 // Note writes facts into the record.
-func (s *Store) Note(ctx context.Context, id string, fence int64, f Facts) error {
-	args := []any{fence}
+func (s *Store) Note(ctx context.Context, id string, h Hold, f Facts) error {
+	args := []any{h.Fence, h.Token}
 	for field, v := range map[string]string{"set": f.Set, "type": f.Type, "manifest": f.Manifest} {
 		if v != "" {
 			args = append(args, field, v)
@@ -256,8 +275,8 @@ func (s *Store) Note(ctx context.Context, id string, fence int64, f Facts) error
 
 // Advance ends a stage well. next "" ends the run. It returns the generation of
 // the next stage's task.
-func (s *Store) Advance(ctx context.Context, r Record, stage string, fence int64, next, result string) (int64, error) {
-	out, err := s.call(ctx, advanceScript, s.keys(r), stage, fence, next, result, s.keepSeconds())
+func (s *Store) Advance(ctx context.Context, r Record, stage string, h Hold, next, result string) (int64, error) {
+	out, err := s.call(ctx, advanceScript, s.keys(r), stage, h.Fence, h.Token, next, result, s.keepSeconds())
 	if err != nil {
 		return 0, err
 	}
@@ -292,22 +311,19 @@ func next(out []string, err error) (Next, error) {
 type Retry struct {
 	Kind      Outcome // Erred, Interrupted or Crashed
 	Error     string
-	Budget    int       // how many of this kind a stage may have
-	NotBefore time.Time // zero: at once
+	Budget    int           // how many of this kind a stage may have
+	Wait      time.Duration // before the next try
 	Permanent bool
 }
 
 // Again ends the attempt of the generation badly: the stage is tried again, or,
 // with the budget spent, the run goes to its cleanup.
 func (s *Store) Again(ctx context.Context, r Record, stage string, generation int64, q Retry) (Next, error) {
-	nb, perm := "", ""
-	if !q.NotBefore.IsZero() {
-		nb = stamp(q.NotBefore)
-	}
+	perm := ""
 	if q.Permanent {
 		perm = "1"
 	}
-	return next(s.call(ctx, againScript, s.keys(r), stage, generation, string(q.Kind), q.Error, q.Budget, nb, perm))
+	return next(s.call(ctx, againScript, s.keys(r), stage, generation, string(q.Kind), q.Error, q.Budget, q.Wait.Milliseconds(), perm))
 }
 
 // Stop ends an open run as ending (Failed or Cancelled). generation 0 means
@@ -325,12 +341,12 @@ func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending Sta
 
 // Cleaned ends the run after its cleanup. stands says that the cleanup found the
 // run's set complete, manifest and all: then the run has succeeded.
-func (s *Store) Cleaned(ctx context.Context, r Record, fence int64, stands bool) error {
+func (s *Store) Cleaned(ctx context.Context, r Record, h Hold, stands bool) error {
 	flag := ""
 	if stands {
 		flag = "1"
 	}
-	out, err := s.call(ctx, cleanedScript, s.keys(r), fence, s.keepSeconds(), flag)
+	out, err := s.call(ctx, cleanedScript, s.keys(r), h.Fence, h.Token, s.keepSeconds(), flag)
 	if err != nil {
 		return err
 	}

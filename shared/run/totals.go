@@ -23,15 +23,6 @@ var TookBounds = []float64{1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 2880
 var counting = `
 -- Counting never stands in the way of the run: pcall, since an odd hand may have made the key of another type.
 local function count(field, n) redis.pcall('HINCRBY', KEYS[4], field, n) end
--- seconds since 1970 of a time as Go writes it, in UTC; nil if it is none
-local function seconds(t)
-  local y, m, d, h, min, s = string.match(t or '', '^(%d+)-(%d+)-(%d+)T(%d+):(%d+):([%d.]+)Z$')
-  if not y then return nil end
-  y, m = tonumber(y), tonumber(m)
-  if m <= 2 then y = y - 1; m = m + 12 end -- the year begins in March, so that a leap day is its last
-  local days = 365 * y + math.floor(y / 4) - math.floor(y / 100) + math.floor(y / 400) + math.floor((153 * (m - 3) + 2) / 5) + d - 719469
-  return days * 86400 + h * 3600 + min * 60 + s
-end
 local function count_attempt(a)
   local from, to = seconds(a.started), seconds(a.ended)
   if not from or not to or not a.stage then return end

@@ -59,7 +59,7 @@ func TestTotalsOfARunWithEveryKindOfRetry(t *testing.T) {
 		b.clock = b.clock.Add(1500 * time.Millisecond)
 		before := r
 		r = b.advance(r, next)
-		_, err := b.Advance(ctx, before, before.Stage, before.Fence, next, "")
+		_, err := b.Advance(ctx, before, before.Stage, before.Hold(), next, "")
 		require.ErrorIs(t, err, ErrFenced)
 	}
 	got := b.totals()
@@ -150,15 +150,15 @@ func (b *bench) cleanUp(r Record, stands bool) {
 	if r.Claimed != r.Generation {
 		r = b.claim(r)
 	}
-	require.NoError(b.t, b.Cleaned(ctx, r, r.Fence, stands))
-	require.ErrorIs(b.t, b.Cleaned(ctx, r, r.Fence, stands), ErrFenced)
+	require.NoError(b.t, b.Cleaned(ctx, r, r.Hold(), stands))
+	require.ErrorIs(b.t, b.Cleaned(ctx, r, r.Hold(), stands), ErrFenced)
 }
 
 // The scripts compute with times as Go writes them, over every kind of year.
 func TestScriptsReadTimesAsGoWritesThem(t *testing.T) {
 	rdb := server.Client()
 	defer func() { _ = rdb.Close() }()
-	sc := redis.NewScript(counting + `local t = seconds(ARGV[1]); return t and string.format('%.3f', t - tonumber(ARGV[2])) or 'none'`)
+	sc := redis.NewScript(clock + `local t = seconds(ARGV[1]); return t and string.format('%.3f', t - tonumber(ARGV[2])) or 'none'`)
 	random := rand.New(rand.NewPCG(1, 2))
 	moments := []time.Time{time.Unix(0, 0), time.Date(2028, 2, 29, 23, 59, 59, 999e6, time.UTC), time.Date(2100, 3, 1, 0, 0, 0, 0, time.UTC),
 		time.Date(2000, 2, 29, 0, 0, 0, 0, time.UTC), time.Date(2026, 12, 31, 23, 59, 59, 0, time.UTC)}
@@ -192,7 +192,7 @@ func TestSurvey(t *testing.T) {
 	b := newBench(t)
 	r := claimed(b)
 	done, total := int64(3), int64(9)
-	require.NoError(t, b.Progress(ctx, r.ID, r.Fence, r.Epoch, &done, &total, nil))
+	require.NoError(t, b.Progress(ctx, r.ID, r.Hold(), r.Epoch, &done, &total, nil))
 	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w1", Node: "host1"}))
 	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w2", Node: "host1"}))
 	in, err := b.SignedIn(ctx, b.instance, "w2")

@@ -208,7 +208,7 @@ func IsPart(base, run string) bool {
 	return strings.HasPrefix(base, ".") && strings.Contains(base, "."+run+".") && strings.HasSuffix(base, ".part")
 }
 
-// PartName is the name of an archive while an attempt writes it.
-func PartName(final, run string, fence int64) string {
-	return fmt.Sprintf(".%s.%s.%d.part", final, run, fence)
+// PartName is the name of an archive while the attempt with that hold (fence and token) writes it.
+func PartName(final, run, hold string) string {
+	return fmt.Sprintf(".%s.%s.%s.part", final, run, hold)
 }

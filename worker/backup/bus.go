@@ -40,10 +40,10 @@ func (s bus) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err := a.Holds(ctx, false); err != nil {
 		return nil, err
 	}
-	if err := s.Dir.RemoveParts(a.Run.ID, in.Set.EventBusName()); err != nil {
+	if err := s.Dir.RemoveParts(a.Run.ID, a.Hold, in.Set.EventBusName()); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(s.Dir.Dump, set.PartName(in.Set.EventBusName(), a.Run.ID, a.Fence))
+	path := filepath.Join(s.Dir.Dump, set.PartName(in.Set.EventBusName(), a.Run.ID, a.Hold.String()))
 	w, err := archive.Create(path, s.archiveOptions())
 	if err != nil {
 		return nil, err

@@ -24,14 +24,14 @@ func (s database) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err := a.Holds(ctx, false); err != nil {
 		return nil, err
 	}
-	repo, err := s.Dir.PostgresStaging(a.Run.ID, a.Fence)
+	repo, err := s.Dir.PostgresStaging(a.Run.ID, a.Hold)
 	if err != nil {
 		return nil, err
 	}
 	out, err := s.backup(ctx, a, postgres.Work{Repo: repo, Dir: a.Dir})
 	if err != nil {
 		// A half repository would keep a full disk full until the next attempt.
-		if rerr := s.Dir.RemovePostgresStaging(a.Run.ID); rerr != nil {
+		if rerr := s.Dir.RemovePostgresStaging(a.Run.ID, a.Hold); rerr != nil {
 			s.Logf("%v", rerr)
 		}
 		return nil, err

@@ -35,7 +35,11 @@ func (s pack) Name() string { return archiveStage }
 
 func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	id := set.ID(a.Run.Set)
-	if m, ok := s.Dir.Standing(a.Run.ID, id); ok { // an earlier attempt died after its commit
+	m, err := s.Dir.Standing(a.Run.ID, id)
+	if err != nil {
+		return nil, err
+	}
+	if m != nil { // an earlier attempt died after its commit
 		return nil, s.tell(ctx, a, m)
 	}
 	in, err := s.Dir.ReadIntent(a.Run.ID)
@@ -49,21 +53,24 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 		if _, err := s.Dir.Recover(ctx, a.Run.ID, true); err != nil {
 			return nil, err
 		}
-		if m, ok := s.Dir.Standing(a.Run.ID, id); ok {
+		if m, err = s.Dir.Standing(a.Run.ID, id); err != nil {
+			return nil, err
+		}
+		if m != nil {
 			return nil, s.tell(ctx, a, m)
 		}
 	}
-	var m set.Manifest
+	m = &set.Manifest{}
 	parts := []string{in.Set.MainName(), in.Set.TextName(), in.Set.ScriptName(), in.Set.ManifestName()}
 	for _, name := range parts {
-		if err := s.Dir.RemoveParts(a.Run.ID, name); err != nil {
+		if err := s.Dir.RemoveParts(a.Run.ID, a.Hold, name); err != nil {
 			return nil, err
 		}
 	}
-	files, err := s.write(ctx, a, in, &m)
+	files, err := s.write(ctx, a, in, m)
 	if err != nil {
 		for _, name := range parts {
-			if rerr := s.Dir.RemoveParts(a.Run.ID, name); rerr != nil {
+			if rerr := s.Dir.RemoveParts(a.Run.ID, a.Hold, name); rerr != nil {
 				s.Logf("%v", rerr)
 			}
 		}
@@ -72,7 +79,7 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err := s.Dir.Commit(a.Run.ID, files, func() error { return a.Holds(ctx, true) }); err != nil {
 		return nil, err
 	}
-	return nil, s.tell(ctx, a, &m)
+	return nil, s.tell(ctx, a, m)
 }
 
 // tell shows the set in the run's record. It is committed by now: nothing can take it back.
@@ -140,7 +147,7 @@ func (s pack) write(ctx context.Context, a *pipeline.Attempt, in dump.Intent, m 
 }
 
 func (j *job) archives(ctx context.Context) ([]dump.CommitFile, error) {
-	mainPart := set.PartName(j.in.Set.MainName(), j.a.Run.ID, j.a.Fence)
+	mainPart := set.PartName(j.in.Set.MainName(), j.a.Run.ID, j.a.Hold.String())
 	w, err := archive.Create(filepath.Join(j.Dir.Dump, mainPart), j.archiveOptions())
 	if err != nil {
 		return nil, err
@@ -180,7 +187,7 @@ func (j *job) archives(ctx context.Context) ([]dump.CommitFile, error) {
 		j.m.Archives[1].Size, j.m.Archives[1].SHA256 = sum.Size, sum.SHA256
 		files = append(files, dump.CommitFile{Part: filepath.Base(b.Path), Final: j.in.Set.EventBusName(), Size: sum.Size, SHA256: sum.SHA256})
 	}
-	last, err := j.Dir.WritePart(j.in.Set.ManifestName(), j.a.Run.ID, j.a.Fence, j.manifestTo)
+	last, err := j.Dir.WritePart(j.in.Set.ManifestName(), j.a.Run.ID, j.a.Hold, j.manifestTo)
 	return append(append(files, told...), last), err
 }
 
@@ -193,7 +200,7 @@ func (j *job) instructions(ctx context.Context, w *archive.Writer) ([]dump.Commi
 		make        func(*set.Manifest) []byte
 	}{{j.in.Set.TextName(), set.TextEntry, instructions.Text}, {j.in.Set.ScriptName(), set.ScriptEntry, instructions.Script}} {
 		content := x.make(j.m)
-		part, err := j.Dir.WritePart(x.name, j.a.Run.ID, j.a.Fence, func(to io.Writer) error {
+		part, err := j.Dir.WritePart(x.name, j.a.Run.ID, j.a.Hold, func(to io.Writer) error {
 			_, err := to.Write(content)
 			return err
 		})

@@ -6,71 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
-
-	"golang.org/x/sys/unix"
 )
 
 // RunDir is the staging of a run below the temp directory.
 func (d *Directory) RunDir(runID string) string { return filepath.Join(d.Temp, runID) }
-
-// ErrHeld means that a live attempt holds the lock on the run's staging.
-var ErrHeld = errors.New("a live attempt holds the staging of the run")
-
-// Lock is the flock on a run's staging directory. Who can take it has proved
-// that no attempt of the run lives.
-type Lock struct{ dir *os.File }
-
-// Lock takes the lock without waiting. With create the directory is made where
-// it is missing; without, a missing one gives fs.ErrNotExist.
-func (d *Directory) Lock(runID string, create bool) (*Lock, error) {
-	if !run.ValidID(runID) {
-		return nil, fmt.Errorf("lock staging: %q is no run id", runID)
-	}
-	path := d.RunDir(runID)
-	for range 10 {
-		if create {
-			if _, err := readOwner(path); err != nil {
-				if err := d.ownedDir(path, runID, 0); errors.Is(err, fs.ErrNotExist) {
-					return nil, fmt.Errorf("make the staging directory %s: %s (alation.backup.data_temp_dir) is not there; create it, owned by the worker's user", path, d.Temp)
-				} else if err != nil {
-					return nil, permanentIfFull(fmt.Errorf("make the staging directory of run %s: %w", runID, err))
-				}
-			}
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, ErrHeld
-			}
-			return nil, fmt.Errorf("lock the staging of run %s: %w", runID, err)
-		}
-		l := &Lock{dir: f}
-		if l.Holds() { // it was not removed and made again between open and flock
-			return l, nil
-		}
-		f.Close()
-	}
-	return nil, ErrHeld
-}
-
-// Holds tells whether the locked directory is still the one at its path.
-func (l *Lock) Holds() bool {
-	var a, b unix.Stat_t
-	return unix.Fstat(int(l.dir.Fd()), &a) == nil && unix.Lstat(l.dir.Name(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
-}
-
-// Release gives the lock back.
-func (l *Lock) Release() { _ = l.dir.Close() }
 
 // EndLeftovers ends the processes that dead attempts of the run left. The caller
 // holds the lock.
@@ -101,7 +47,7 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 	if err != nil {
 		return committed, err
 	}
-	if err := d.RemovePostgresStaging(runID); err != nil {
+	if err := d.RemovePostgresStaging(runID, everyHold); err != nil {
 		return committed, err
 	}
 	entries, err := os.ReadDir(d.Dump)
@@ -195,8 +141,12 @@ func ReadResult(attemptDir string, v any) error {
 	return json.Unmarshal(b, v)
 }
 
-// RemovePostgresStaging removes <dump>/pgbackrest if it is the run's.
-func (d *Directory) RemovePostgresStaging(runID string) error {
+// everyHold is above those of all attempts.
+var everyHold = run.Hold{Fence: math.MaxInt64}
+
+// RemovePostgresStaging removes <dump>/pgbackrest if it is the run's, of the attempt
+// with this hold or an earlier one.
+func (d *Directory) RemovePostgresStaging(runID string, h run.Hold) error {
 	if o, err := readOwner(d.staging()); err != nil || o.Run != runID {
 		return nil
 	}
@@ -206,8 +156,9 @@ func (d *Directory) RemovePostgresStaging(runID string) error {
 	return nil
 }
 
-// RemoveParts removes what earlier attempts of the run wrote for one final name.
-func (d *Directory) RemoveParts(runID, final string) error {
+// RemoveParts removes what the attempt with this hold, or earlier ones of the run,
+// wrote for one final name.
+func (d *Directory) RemoveParts(runID string, h run.Hold, final string) error {
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {
 		return fmt.Errorf("remove the parts of earlier attempts: %w", err)

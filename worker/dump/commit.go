@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 
 	"golang.org/x/sys/unix"
@@ -92,20 +93,25 @@ func inode(fi os.FileInfo) uint64 {
 	return st.Ino
 }
 
-// Committed tells whether the manifest of the run's set is in place.
-func (d *Directory) Committed(in Intent) bool {
-	_, ok := d.Standing(in.Run, in.Set)
-	return ok
-}
-
 // Standing finds the committed set of a run by its manifest alone: the intent may
-// be gone already. The manifest comes without its list of files.
-func (d *Directory) Standing(runID string, id set.ID) (*set.Manifest, bool) {
+// be gone already. The manifest comes without its list of files. nil without an
+// error means that the run has certainly committed no set: the manifest is not there,
+// or is another run's. Whatever else keeps it from being read is an error, after
+// which nothing of the run may be removed.
+func (d *Directory) Standing(runID string, id set.ID) (*set.Manifest, error) {
 	if _, err := set.ParseID(string(id)); err != nil {
-		return nil, false
+		return nil, nil // nothing was reserved yet
 	}
 	m, err := set.ReadHead(filepath.Join(d.Dump, id.ManifestName()))
-	return m, err == nil && m.Run == runID
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("look whether set %s of run %s is committed: %w", id, runID, err)
+	case m.Run != runID:
+		return nil, nil
+	}
+	return m, nil
 }
 
 // Recover looks at a run whose worker died in the commit. With forward it finishes
@@ -122,7 +128,9 @@ func (d *Directory) Recover(ctx context.Context, runID string, forward bool) (bo
 	if in.Commit == nil {
 		return false, nil
 	}
-	if d.Committed(in) {
+	if m, err := d.Standing(in.Run, in.Set); err != nil {
+		return false, err
+	} else if m != nil {
 		return true, set.SyncDir(d.Dump)
 	}
 	if forward && d.complete(ctx, in) {
@@ -171,8 +179,8 @@ func (d *Directory) complete(ctx context.Context, in Intent) bool {
 
 // WritePart makes a part for one final name of the run's set of what write gives:
 // complete, synced and hashed. A disk that is full is an error for good.
-func (d *Directory) WritePart(final, runID string, fence int64, write func(io.Writer) error) (CommitFile, error) {
-	c := CommitFile{Part: set.PartName(final, runID, fence), Final: final}
+func (d *Directory) WritePart(final, runID string, hold run.Hold, write func(io.Writer) error) (CommitFile, error) {
+	c := CommitFile{Part: set.PartName(final, runID, hold.String()), Final: final}
 	f, err := os.OpenFile(filepath.Join(d.Dump, c.Part), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return c, permanentIfFull(fmt.Errorf("write %s: %w", final, err))

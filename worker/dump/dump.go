@@ -234,7 +234,7 @@ func (d *Directory) ReadIntent(runID string) (Intent, error) {
 
 // PostgresStaging makes <dump>/pgbackrest fresh for an attempt: what an older
 // attempt of the same run left is removed, a foreign one refuses.
-func (d *Directory) PostgresStaging(runID string, fence int64) (string, error) {
+func (d *Directory) PostgresStaging(runID string, h run.Hold) (string, error) {
 	path := d.staging()
 	if _, err := os.Lstat(path); err == nil {
 		if err := d.mayUse(runID); err != nil {
@@ -244,11 +244,11 @@ func (d *Directory) PostgresStaging(runID string, fence int64) (string, error) {
 			return "", fmt.Errorf("remove the Postgres staging of an earlier attempt: %w", err)
 		}
 	}
-	fresh := filepath.Join(d.Dump, fmt.Sprintf(".%s.%s.%d.new", stagingName, runID, fence))
+	fresh := filepath.Join(d.Dump, fmt.Sprintf(".%s.%s.%s.new", stagingName, runID, h))
 	if err := os.RemoveAll(fresh); err != nil {
 		return "", err
 	}
-	if err := d.ownedDir(fresh, runID, fence); err != nil {
+	if err := d.ownedDir(fresh, runID, h.Fence); err != nil {
 		return "", permanentIfFull(fmt.Errorf("make the Postgres staging: %w", err))
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {

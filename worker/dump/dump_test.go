@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -76,7 +77,7 @@ func parts(t *testing.T, d *Directory, runID string, fence int64) (Intent, []Com
 	in, err := d.Reserve(runID, "1.1", noon)
 	require.NoError(t, err)
 	write := func(final string, content []byte) CommitFile {
-		part := set.PartName(final, runID, fence)
+		part := set.PartName(final, runID, fmt.Sprint(fence))
 		require.NoError(t, os.WriteFile(filepath.Join(d.Dump, part), content, 0o600))
 		sum := sha256.Sum256(content)
 		return CommitFile{Part: part, Final: final, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
@@ -102,7 +103,9 @@ func TestCommit(t *testing.T) {
 	}
 	in, err := d.ReadIntent(in.Run)
 	require.NoError(t, err)
-	require.True(t, d.Committed(in))
+	m, err := d.Standing(in.Run, in.Set)
+	require.NoError(t, err)
+	require.NotNil(t, m)
 	stands, err := d.Clean(context.Background(), runID("a"), true)
 	require.NoError(t, err)
 	require.True(t, stands)
@@ -125,10 +128,10 @@ func TestWritePart(t *testing.T) {
 	defer syscall.Umask(old)
 	in, err := d.Reserve(runID("a"), "1.1", noon)
 	require.NoError(t, err)
-	c, err := d.WritePart(in.Set.ScriptName(), runID("a"), 1, func(w io.Writer) error { _, err := io.WriteString(w, "script"); return err })
+	c, err := d.WritePart(in.Set.ScriptName(), runID("a"), run.Hold{Fence: 1}, func(w io.Writer) error { _, err := io.WriteString(w, "script"); return err })
 	require.NoError(t, err)
 	sum := sha256.Sum256([]byte("script"))
-	require.Equal(t, CommitFile{Part: set.PartName(in.Set.ScriptName(), runID("a"), 1), Final: in.Set.ScriptName(), Size: 6, SHA256: hex.EncodeToString(sum[:])}, c)
+	require.Equal(t, CommitFile{Part: set.PartName(in.Set.ScriptName(), runID("a"), fmt.Sprint(1)), Final: in.Set.ScriptName(), Size: 6, SHA256: hex.EncodeToString(sum[:])}, c)
 	fi, err := os.Stat(filepath.Join(d.Dump, c.Part))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), fi.Mode().Perm())
@@ -139,10 +142,10 @@ func TestWritePart(t *testing.T) {
 	d.Dump = t.TempDir()
 	require.NoError(t, unix.Mount("none", d.Dump, "tmpfs", 0, "size=8k"))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(d.Dump, 0)) })
-	_, err = d.WritePart(in.Set.ScriptName(), runID("a"), 2, func(w io.Writer) error { _, err := w.Write(make([]byte, 64<<10)); return err })
+	_, err = d.WritePart(in.Set.ScriptName(), runID("a"), run.Hold{Fence: 2}, func(w io.Writer) error { _, err := w.Write(make([]byte, 64<<10)); return err })
 	require.True(t, stage.IsPermanent(err), "%v", err)
 	require.ErrorContains(t, err, "free space there")
-	require.NoError(t, d.RemoveParts(runID("a"), in.Set.ScriptName()))
+	require.NoError(t, d.RemoveParts(runID("a"), everyHold, in.Set.ScriptName()))
 	requireOnly(t, d)
 }
 
@@ -271,15 +274,15 @@ func TestCommitNeverReplacesAFile(t *testing.T) {
 
 func TestPostgresStaging(t *testing.T) {
 	d := newDirectory(t)
-	path, err := d.PostgresStaging(runID("a"), 1)
+	path, err := d.PostgresStaging(runID("a"), run.Hold{Fence: 1})
 	require.NoError(t, err)
 	require.Equal(t, filepath.Join(d.Dump, "pgbackrest"), path)
 	require.Equal(t, os.FileMode(0o700), mode(t, path))
 	require.NoError(t, os.WriteFile(filepath.Join(path, "half"), nil, 0o600))
-	path, err = d.PostgresStaging(runID("a"), 2) // the next attempt has it fresh
+	path, err = d.PostgresStaging(runID("a"), run.Hold{Fence: 2}) // the next attempt has it fresh
 	require.NoError(t, err)
 	require.NoFileExists(t, filepath.Join(path, "half"))
-	_, err = d.PostgresStaging(runID("b"), 1)
+	_, err = d.PostgresStaging(runID("b"), run.Hold{Fence: 1})
 	require.ErrorContains(t, err, runID("a"))
 	require.False(t, stage.IsPermanent(err), "a worker will remove it")
 	_, err = d.Clean(context.Background(), runID("b"), false)
@@ -299,7 +302,7 @@ func TestForeignStagingIsRefusedAndStays(t *testing.T) {
 	} {
 		d := newDirectory(t)
 		require.NoError(t, plant(filepath.Join(d.Dump, "pgbackrest")))
-		for _, err := range []error{d.Check(runID("a")), second(d.PostgresStaging(runID("a"), 1))} {
+		for _, err := range []error{d.Check(runID("a")), second(d.PostgresStaging(runID("a"), run.Hold{Fence: 1}))} {
 			require.ErrorContains(t, err, "move it away", name)
 			require.True(t, stage.IsPermanent(err))
 		}

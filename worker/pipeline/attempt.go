@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
@@ -33,7 +32,7 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 		log.Info("an earlier attempt had finished the work; going on from it")
 		return e.report(bg, r, dir, nil)
 	}
-	dir := e.attemptDir(r.ID, r.Stage, r.Fence)
+	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return e.report(bg, r, "", fmt.Errorf("make the staging of an attempt: %w", err))
 	}
@@ -41,7 +40,7 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	log.Info("stage begins")
 	ctx, cancel := context.WithCancelCause(bg)
 	c := &counter{}
-	a := &Attempt{Run: r, Stage: r.Stage, Fence: r.Fence, Dir: dir, Progress: c, engine: e, counter: c}
+	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, counter: c}
 	pumped := make(chan struct{})
 	go func() { defer close(pumped); e.pump(ctx, cancel, a, lock) }()
 	result, err := runStage(ctx, s, a)
@@ -102,11 +101,11 @@ func (e *Engine) finished(r run.Record) (string, bool) {
 
 func fenceOf(name string) int64 {
 	_, f, _ := strings.Cut(name, ".")
-	n, err := strconv.ParseInt(f, 10, 64)
-	if err != nil {
+	h, ok := run.ParseHold(f)
+	if !ok {
 		return -1
 	}
-	return n
+	return h.Fence
 }
 
 // pump reports progress and ends the attempt when the record, the worker, the
@@ -164,7 +163,7 @@ func (e *Engine) pulse(ctx context.Context, a *Attempt, speed *rate, now time.Ti
 	if t != nil || done > 0 {
 		d = &done
 	}
-	return e.p.Store.Progress(ctx, a.Run.ID, a.Fence, a.Run.Epoch, d, t, speed.add(now, done))
+	return e.p.Store.Progress(ctx, a.Run.ID, a.Hold, a.Run.Epoch, d, t, speed.add(now, done))
 }
 
 // report tells the record how the attempt ended and enqueues what comes next.
@@ -218,7 +217,7 @@ func (e *Engine) tell(ctx context.Context, r run.Record, result string, err erro
 		wait = 10 * time.Minute
 	}
 	return e.again(ctx, r, run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors,
-		NotBefore: e.p.Now().Add(wait), Permanent: stage.IsPermanent(err)})
+		Wait: wait, Permanent: stage.IsPermanent(err)})
 }
 
 // advance moves the record on. The last stage's staging goes first, since a run
@@ -233,7 +232,7 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 			e.p.Publish(ctx)
 		}
 	}
-	generation, err := e.p.Store.Advance(ctx, r, r.Stage, r.Fence, next, result)
+	generation, err := e.p.Store.Advance(ctx, r, r.Stage, r.Hold(), next, result)
 	if errors.Is(err, run.ErrCancel) {
 		return e.stopRun(ctx, r, run.Cancelled, "cancelled")
 	}
@@ -265,7 +264,7 @@ func (e *Engine) leaveEnd(r run.Record, err error) {
 	if errors.Is(err, errStopping) || errors.Is(err, errRedisAway) {
 		kind = run.Interrupted
 	}
-	dir := e.attemptDir(r.ID, r.Stage, r.Fence)
+	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
 	if os.MkdirAll(dir, 0o700) == nil {
 		writeEnd(dir, end{Kind: kind, Error: e.text(err)})
 	}

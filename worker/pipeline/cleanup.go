@@ -21,16 +21,21 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
 		return e.report(ctx, r, "", err)
 	}
+	m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
+	if err != nil {
+		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
+		return e.report(ctx, r, "", err)
+	}
 	ctx, stop := e.untilStopped(ctx)
 	defer stop()
-	m, stands := e.p.Dir.Standing(r.ID, set.ID(r.Set))
+	stands := m != nil
 	err = e.untilAnswer(ctx, func(ctx context.Context) error {
 		if stands {
-			if err := e.p.Store.Note(ctx, r.ID, r.Fence, SetFacts(e.p.Dir, m)); err != nil {
+			if err := e.p.Store.Note(ctx, r.ID, r.Hold(), SetFacts(e.p.Dir, m)); err != nil {
 				return err
 			}
 		}
-		return e.p.Store.Cleaned(ctx, r, r.Fence, stands)
+		return e.p.Store.Cleaned(ctx, r, r.Hold(), stands)
 	})
 	if err != nil {
 		return err

@@ -155,7 +155,7 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 	if lock != nil {
 		defer lock.Release()
 	}
-	c, err := e.p.Store.Claim(ctx, r.ID, r.Stage, r.Generation, e.p.Node, e.p.Now().Add(e.p.Limits.Timeout))
+	c, err := e.p.Store.Claim(ctx, r.ID, r.Stage, r.Generation, e.p.Node, run.NewToken(), e.p.Limits.Timeout)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 	if r, err = e.p.Store.Get(ctx, r.ID); err != nil {
 		return err
 	}
-	if r.Fence != c.Fence {
+	if r.Hold() != c.Hold {
 		return nil
 	}
 	e.setLive(r.ID, true)
@@ -241,7 +241,7 @@ func (e *Engine) enqueue(ctx context.Context, r run.Record, stageName string, ge
 func (e *Engine) crashed(ctx context.Context, r run.Record) error {
 	kind, text := run.Crashed, "the worker died in this attempt"
 	budget := e.p.Limits.Crashes
-	if end, err := readEnd(e.attemptDir(r.ID, r.Stage, r.Fence)); err == nil { // it could not reach Redis any more
+	if end, err := readEnd(e.attemptDir(r.ID, r.Stage, r.Hold())); err == nil { // it could not reach Redis any more
 		kind, text = end.Kind, end.Error
 		if kind == run.Interrupted {
 			budget = e.p.Limits.Interruptions
@@ -282,8 +282,8 @@ func (e *Engine) stopRun(ctx context.Context, r run.Record, ending run.State, wh
 	return nil
 }
 
-func (e *Engine) attemptDir(runID, stageName string, fence int64) string {
-	return filepath.Join(e.p.Dir.RunDir(runID), fmt.Sprintf("%s.%d", stageName, fence))
+func (e *Engine) attemptDir(runID, stageName string, h run.Hold) string {
+	return filepath.Join(e.p.Dir.RunDir(runID), fmt.Sprintf("%s.%s", stageName, h))
 }
 
 // next is the stage after name, "" after the last.

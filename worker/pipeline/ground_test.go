@@ -96,7 +96,7 @@ func (s waiting) journal(word string, a *Attempt) {
 		panic(err)
 	}
 	defer f.Close()
-	fmt.Fprintf(f, "%s %s %s %d %d %d\n", a.Run.ID, word, s.name, a.Fence, os.Getpid(), time.Now().UnixNano())
+	fmt.Fprintf(f, "%s %s %s %d %d %d\n", a.Run.ID, word, s.name, a.Hold.Fence, os.Getpid(), time.Now().UnixNano())
 }
 
 func (s waiting) Run(ctx context.Context, a *Attempt) (any, error) {
@@ -119,7 +119,7 @@ func (s waiting) Run(ctx context.Context, a *Attempt) (any, error) {
 	case FirstStage:
 		err = s.prepare(ctx, a)
 	case "postgres":
-		_, err = s.dir.PostgresStaging(a.Run.ID, a.Fence)
+		_, err = s.dir.PostgresStaging(a.Run.ID, a.Hold)
 	case "archive":
 		err = s.archive(ctx, a)
 	}
@@ -156,8 +156,8 @@ func (s waiting) prepare(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) archive(ctx context.Context, a *Attempt) error {
-	if _, ok := s.dir.Standing(a.Run.ID, set.ID(a.Run.Set)); ok {
-		return nil
+	if m, err := s.dir.Standing(a.Run.ID, set.ID(a.Run.Set)); err != nil || m != nil {
+		return err
 	}
 	in, err := s.dir.ReadIntent(a.Run.ID)
 	if err != nil {
@@ -167,7 +167,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 		return err
 	}
 	part := func(final string, content []byte) dump.CommitFile {
-		name := set.PartName(final, a.Run.ID, a.Fence)
+		name := set.PartName(final, a.Run.ID, a.Hold.String())
 		if err := os.WriteFile(filepath.Join(s.o.Dump, name), content, 0o600); err != nil {
 			panic(err)
 		}

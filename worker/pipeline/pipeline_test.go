@@ -321,12 +321,12 @@ func TestKilledAfterTheCommit(t *testing.T) {
 		id := set.NewID(time.Now(), "1.2.3")
 		for _, name := range []string{"prepare", "postgres", "eventbus", "archive"} {
 			r = g.get(r.ID)
-			c, err := g.store.Claim(ctx, r.ID, name, r.Generation, "node1", time.Now().Add(time.Hour))
+			c, err := g.store.Claim(ctx, r.ID, name, r.Generation, "node1", "token234", time.Hour)
 			require.NoError(t, err)
 			require.Equal(t, "ok", c.Kind)
-			require.NoError(t, g.store.Note(ctx, r.ID, c.Fence, run.Facts{Set: string(id)}))
+			require.NoError(t, g.store.Note(ctx, r.ID, c.Hold, run.Facts{Set: string(id)}))
 			if name != "archive" {
-				_, err = g.store.Advance(ctx, r, name, c.Fence, map[string]string{"prepare": "postgres", "postgres": "eventbus", "eventbus": "archive"}[name], "x")
+				_, err = g.store.Advance(ctx, r, name, c.Hold, map[string]string{"prepare": "postgres", "postgres": "eventbus", "eventbus": "archive"}[name], "x")
 				require.NoError(t, err)
 			}
 		}

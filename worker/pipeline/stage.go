@@ -32,7 +32,7 @@ type Stage interface {
 type Attempt struct {
 	Run   run.Record // as it was when claimed
 	Stage string
-	Fence int64
+	Hold  run.Hold
 	Dir   string // private staging, 0700
 	// Progress takes how far the stage is.
 	Progress stage.Progress
@@ -59,7 +59,7 @@ func (a *Attempt) Result(stageName string, into any) error {
 // from then on.
 func (a *Attempt) Holds(ctx context.Context, commit bool) error {
 	err := a.engine.untilAnswer(ctx, func(ctx context.Context) error {
-		return a.engine.p.Store.Holds(ctx, a.Run.ID, a.Fence, a.Run.Epoch, commit)
+		return a.engine.p.Store.Holds(ctx, a.Run.ID, a.Hold, a.Run.Epoch, commit)
 	})
 	if err == nil && commit {
 		a.committed.Store(true)
@@ -70,7 +70,7 @@ func (a *Attempt) Holds(ctx context.Context, commit bool) error {
 // Note writes facts into the run's record.
 func (a *Attempt) Note(ctx context.Context, f run.Facts) error {
 	return a.engine.untilAnswer(ctx, func(ctx context.Context) error {
-		return a.engine.p.Store.Note(ctx, a.Run.ID, a.Fence, f)
+		return a.engine.p.Store.Note(ctx, a.Run.ID, a.Hold, f)
 	})
 }
 

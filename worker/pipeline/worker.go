@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -14,7 +13,6 @@ import (
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
-	"catalog-backup/worker/dump"
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
@@ -205,40 +203,4 @@ func (w *Worker) publish(ctx context.Context) {
 	if err != nil {
 		w.p.Log.WithError(err).Warn("could not publish the list of sets")
 	}
-}
-
-// Sweep removes what runs left that are not open any more: after Redis was lost,
-// after a node came back. A commit that was cut short is finished if its run has
-// no record that says it failed.
-func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
-	left, err := d.Leftovers()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, id := range left {
-		errs = append(errs, sweepRun(ctx, store, d, id))
-	}
-	return errors.Join(errs...)
-}
-
-func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id string) error {
-	r, err := store.Get(ctx, id)
-	known := err == nil
-	if err != nil && !errors.Is(err, run.ErrNotFound) {
-		return err // Redis is away: nothing is known
-	}
-	if known && !r.State.Over() {
-		return nil
-	}
-	lock, err := d.Lock(id, true)
-	if errors.Is(err, dump.ErrHeld) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	_, err = d.Clean(ctx, id, !known || r.State == run.Succeeded)
-	return err
 }

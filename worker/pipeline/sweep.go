@@ -1,0 +1,45 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+
+	"catalog-backup/shared/run"
+	"catalog-backup/worker/dump"
+)
+
+// Sweep removes what runs left that are not open any more: after Redis was lost,
+// after a node came back. A commit that was cut short is finished if its run has
+// no record that says it failed.
+func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
+	left, err := d.Leftovers()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, id := range left {
+		errs = append(errs, sweepRun(ctx, store, d, id))
+	}
+	return errors.Join(errs...)
+}
+
+func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id string) error {
+	r, err := store.Get(ctx, id)
+	known := err == nil
+	if err != nil && !errors.Is(err, run.ErrNotFound) {
+		return err // Redis is away: nothing is known
+	}
+	if known && !r.State.Over() {
+		return nil
+	}
+	lock, err := d.LockToClean(id)
+	if errors.Is(err, dump.ErrHeld) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	_, err = d.Clean(ctx, id, !known || r.State == run.Succeeded)
+	return err
+}
