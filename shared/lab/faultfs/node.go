@@ -12,8 +12,13 @@ import (
 // node is a file or directory: each method asks first, and then does what a loopback
 // does.
 type node struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	f *FS
+}
+
+// WrapChild makes a node of ours of each that the loopback finds.
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), f: n.f}
 }
 
 func (n *node) at() string { return n.Path(n.Root()) }
