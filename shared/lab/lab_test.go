@@ -104,6 +104,11 @@ func TestRedis(t *testing.T) {
 		require.NoError(t, r.Stop())
 		require.True(t, poll(stopLimit, func() bool { _, state, _, _ := stat(r.PID()); return state == "T" }))
 		require.NoError(t, r.Cont())
+		snapshot := t.TempDir() + "/then"
+		require.NoError(t, r.Snapshot(snapshot))
+		require.NoError(t, c.Set(ctx, "a", "2", 0).Err())
+		require.NoError(t, r.Rollback(snapshot))
+		require.Equal(t, "1", c.Get(ctx, "a").Val())
 		require.NoError(t, r.FlushAll())
 		require.Equal(t, int64(0), c.DBSize(ctx).Val())
 		require.NoError(t, r.Stop()) // Close must end a frozen server too

@@ -150,6 +150,29 @@ func (r *RedisServer) Stop() error { return r.proc.signal(syscall.SIGSTOP) }
 // Cont lets a frozen server go on.
 func (r *RedisServer) Cont() error { return r.proc.signal(syscall.SIGCONT) }
 
+// Snapshot copies the server's data as it is now into a new directory. Nothing may
+// rewrite the append-only file meanwhile.
+func (r *RedisServer) Snapshot(dir string) error {
+	return os.CopyFS(dir, os.DirFS(r.data()))
+}
+
+// Rollback brings the server back with the data of a snapshot: every write since then is
+// lost, as after a failover to a replica that lagged behind.
+func (r *RedisServer) Rollback(dir string) error {
+	if err := r.Kill9(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(r.data()); err != nil {
+		return err
+	}
+	if err := os.CopyFS(r.data(), os.DirFS(dir)); err != nil {
+		return err
+	}
+	return r.Start()
+}
+
+func (r *RedisServer) data() string { return filepath.Join(r.Root, "appendonlydir") }
+
 // Close ends the server and removes a throwaway directory.
 func (r *RedisServer) Close() error {
 	return errors.Join(r.proc.end(syscall.SIGKILL), r.root.remove())

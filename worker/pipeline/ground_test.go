@@ -15,11 +15,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"catalog-backup/shared/lab"
+	"catalog-backup/shared/lab/skew"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
@@ -49,8 +51,29 @@ func TestMain(m *testing.M) {
 		o.run()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if skewedDir != "" {
+		os.RemoveAll(skewedDir)
+	}
+	os.Exit(code)
 }
+
+// skewed is this test binary with an asynq whose clock goes by skew.Env, built once.
+func skewed(t *testing.T) string {
+	skewedOnce.Do(func() {
+		if skewedDir, skewedErr = os.MkdirTemp("", "cb-skewed-"); skewedErr == nil {
+			skewedErr = skew.Test("catalog-backup/worker/pipeline", filepath.Join(skewedDir, "pipeline.test"))
+		}
+	})
+	require.NoError(t, skewedErr)
+	return filepath.Join(skewedDir, "pipeline.test")
+}
+
+var (
+	skewedOnce sync.Once
+	skewedDir  string
+	skewedErr  error
+)
 
 type workerOptions struct {
 	Socket, Instance, Node, Dump, Temp, Control string
@@ -58,6 +81,8 @@ type workerOptions struct {
 	Limits                                      Limits
 	Pulse                                       time.Duration
 	Duration                                    time.Duration // of each stage
+	ClockOff                                    time.Duration // how wrong the host's clock is
+	Size                                        int           // of an archive; 0 = a thousand bytes
 }
 
 func (o workerOptions) run() {
@@ -65,7 +90,8 @@ func (o workerOptions) run() {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetLevel(logrus.DebugLevel)
-	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse,
+	now := func() time.Time { return time.Now().Add(o.ClockOff) }
+	p := Params{Store: run.NewStore(rdb, nil, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: now, Log: log, Pulse: o.Pulse,
 		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}}
 	for _, n := range []string{FirstStage, "postgres", "eventbus", "archive"} {
 		p.Stages = append(p.Stages, waiting{o, n, p.Dir})
@@ -168,18 +194,30 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	}
 	part := func(final string, content []byte) dump.CommitFile {
 		name := set.PartName(final, a.Run.ID, a.Hold.String())
-		if err := os.WriteFile(filepath.Join(s.o.Dump, name), content, 0o600); err != nil {
-			panic(err)
+		if werr := os.WriteFile(filepath.Join(s.o.Dump, name), content, 0o600); werr != nil {
+			err = werr
 		}
 		sum := sha256.Sum256(content)
 		return dump.CommitFile{Part: name, Final: final, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
 	}
 	id := in.Set
-	main := part(id.MainName(), bytes.Repeat([]byte("x"), 1000))
+	main := part(id.MainName(), content(a.Run.ID, s.o.Size))
 	m := set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Run: a.Run.ID, Instance: s.o.Instance, Node: s.o.Node, Type: set.Full,
 		Finished: time.Now().UTC(), Archives: []set.Archive{{Kind: set.MainArchive, Name: main.Final, Size: main.Size, SHA256: main.SHA256}}}
 	text, _ := json.Marshal(m)
-	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return a.Holds(ctx, true) })
+	manifest := part(id.ManifestName(), text)
+	if err != nil {
+		return err
+	}
+	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, manifest}, func() error { return a.Holds(ctx, true) })
+}
+
+// content is what the archive of a run holds, so that it can be told from any other's.
+func content(runID string, size int) []byte {
+	if size == 0 {
+		size = 1000
+	}
+	return bytes.Repeat([]byte(runID+"\n"), size/(len(runID)+1)+1)[:size]
 }
 
 // ground is one Redis, one pair of directories and the workers on them.
@@ -225,8 +263,12 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 	}
 	b, err := json.Marshal(o)
 	require.NoError(g.t, err)
-	p := &process{Cmd: exec.Command(os.Args[0]), log: &lab.Buffer{}, waited: make(chan struct{})}
-	p.Env = append(os.Environ(), workerEnv+"="+string(b))
+	program := os.Args[0]
+	if o.ClockOff != 0 {
+		program = skewed(g.t)
+	}
+	p := &process{Cmd: exec.Command(program), log: &lab.Buffer{}, waited: make(chan struct{})}
+	p.Env = append(os.Environ(), workerEnv+"="+string(b), skew.Env+"="+o.ClockOff.String())
 	p.Stderr, p.Stdout = p.log, p.log
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(g.t, p.Start())
