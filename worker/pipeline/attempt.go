@@ -40,7 +40,7 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	log.Info("stage begins")
 	ctx, cancel := context.WithCancelCause(bg)
 	c := &counter{}
-	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, counter: c}
+	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, lock: lock, counter: c}
 	pumped := make(chan struct{})
 	go func() { defer close(pumped); e.pump(ctx, cancel, a, lock) }()
 	result, err := runStage(ctx, s, a)
@@ -141,7 +141,7 @@ func (e *Engine) pump(ctx context.Context, cancel context.CancelCauseFunc, a *At
 			return
 		}
 		if lock != nil && !a.committed.Load() && !lock.Holds() {
-			cancel(errStagingGone)
+			cancel(errLockLost)
 			return
 		}
 		if d := a.Run.Deadline; d != nil && now.After(*d) && !a.committed.Load() {

@@ -38,6 +38,7 @@ type Attempt struct {
 	Progress stage.Progress
 
 	engine    *Engine
+	lock      *dump.Lock
 	committed atomic.Bool
 	counter   *counter
 }
@@ -61,6 +62,9 @@ func (a *Attempt) Holds(ctx context.Context, commit bool) error {
 	err := a.engine.untilAnswer(ctx, func(ctx context.Context) error {
 		return a.engine.p.Store.Holds(ctx, a.Run.ID, a.Hold, a.Run.Epoch, commit)
 	})
+	if err == nil && a.lock != nil && !a.lock.Holds() {
+		err = errLockLost // before the first effect; a commit that the record has begun is finished by the next attempt
+	}
 	if err == nil && commit {
 		a.committed.Store(true)
 	}
@@ -109,6 +113,6 @@ var (
 	errTimeout = errors.New("the run's time limit is over")
 	// errRedisAway is the cause when Redis was away for longer than the grace.
 	errRedisAway = errors.New("Redis did not answer for too long")
-	// errStagingGone is the cause when somebody removed the staging under us.
-	errStagingGone = errors.New("the run's staging directory was removed by something else")
+	// errLockLost is the cause when the lock of the run is not ours any more.
+	errLockLost = errors.New("the lock of the run was lost: its staging was removed by something else, or the file system of the temp directory (alation.backup.data_temp_dir) gave the lock away or did not answer")
 )
