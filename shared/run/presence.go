@@ -111,13 +111,11 @@ func (s *Store) Instances(ctx context.Context) ([]string, error) {
 // NodeSeen is when a worker of the node last gave a sign; zero if never.
 func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
 	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
-	if err == redis.Nil {
-		return time.Time{}, nil
+	if err != nil && err != redis.Nil {
+		return time.Time{}, fmt.Errorf("read the last sign of node %s: %w", node, err)
 	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	return time.Parse(time.RFC3339Nano, v)
+	t, _ := time.Parse(time.RFC3339Nano, v) // one that is damaged is none
+	return t, nil
 }
 
 // Lead takes or keeps the leadership of the instance's reconcilers for ttl.

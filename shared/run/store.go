@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -145,25 +146,49 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 		return Record{}, fmt.Errorf("%w: %q is not a run id", ErrNotFound, id)
 	}
 	h, err := s.rdb.HGetAll(ctx, runKey(id)).Result()
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return Record{}, fmt.Errorf("%w: what Redis has as the record of run %s is of another type", ErrNotFound, id)
+	}
 	if err != nil {
 		return Record{}, fmt.Errorf("read run %s: %w", id, err)
 	}
 	return parse(id, h)
 }
 
-// Open lists the ids of the instance's open runs (normally one at most).
+// Open lists the ids of the instance's open runs (normally one at most). The run that
+// has the lock is one of them, whatever became of the set of them.
 func (s *Store) Open(ctx context.Context, instance string) ([]string, error) {
-	return s.rdb.SMembers(ctx, openKey(instance)).Result()
+	open, err := s.rdb.SMembers(ctx, openKey(instance)).Result()
+	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return nil, fmt.Errorf("list the open runs: %w", err)
+	}
+	holder, err := s.Holder(ctx, instance)
+	if err == nil && ValidID(holder) && !slices.Contains(open, holder) {
+		open = append(open, holder)
+	}
+	return open, err
+}
+
+// Holder is the id of the run that has the instance's lock, "" if none has.
+func (s *Store) Holder(ctx context.Context, instance string) (string, error) {
+	id, err := s.rdb.Get(ctx, lockKey(instance)).Result()
+	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the instance's lock: %w", err)
+	}
+	return id, nil
 }
 
 // Current is the instance's open run, else its last one. ErrNotFound if it has none.
 func (s *Store) Current(ctx context.Context, instance string) (Record, error) {
-	if id, err := s.rdb.Get(ctx, lockKey(instance)).Result(); err == nil {
-		if r, err := s.Get(ctx, id); err == nil {
-			return r, nil
-		}
-	} else if !errors.Is(err, redis.Nil) {
-		return Record{}, fmt.Errorf("read the open run: %w", err)
+	id, err := s.Holder(ctx, instance)
+	if err != nil {
+		return Record{}, err
+	}
+	if r, err := s.Get(ctx, id); err == nil {
+		return r, nil
 	}
 	ids, err := s.rdb.ZRevRange(ctx, runsKey(instance), 0, 20).Result()
 	if err != nil {
@@ -317,26 +342,29 @@ type Retry struct {
 }
 
 // Again ends the attempt of the generation badly: the stage is tried again, or,
-// with the budget spent, the run goes to its cleanup.
+// with the budget spent, the run goes to its cleanup. It is stale where another
+// attempt has the run than when r was read.
 func (s *Store) Again(ctx context.Context, r Record, stage string, generation int64, q Retry) (Next, error) {
 	perm := ""
 	if q.Permanent {
 		perm = "1"
 	}
-	return next(s.call(ctx, againScript, s.keys(r), stage, generation, string(q.Kind), q.Error, q.Budget, q.Wait.Milliseconds(), perm))
+	return next(s.call(ctx, againScript, s.keys(r), stage, generation, r.Fence, r.Token, string(q.Kind), q.Error, q.Budget, q.Wait.Milliseconds(), perm))
 }
 
-// Stop ends an open run as ending (Failed or Cancelled). generation 0 means
-// whatever generation there is. force closes it without a cleanup.
+// Stop ends an open run as ending (Failed or Cancelled). With a generation it is stale
+// where that is no longer the current one, or another attempt has the run than when r was
+// read; 0 means whatever there is. force closes it without a cleanup, also in the
+// middle of one: then why is added to the error that the run was ending for.
 func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending State, why string, force bool) (Next, error) {
 	g, f := "", ""
-	if generation > 0 {
+	if generation > 0 || generation == r.Generation && r.Claimed < 0 { // a damaged one
 		g = strconv.FormatInt(generation, 10)
 	}
 	if force {
 		f = "1"
 	}
-	return next(s.call(ctx, stopScript, s.keys(r), g, string(ending), why, s.keepSeconds(), f))
+	return next(s.call(ctx, stopScript, s.keys(r), g, r.Fence, r.Token, string(ending), why, s.keepSeconds(), f))
 }
 
 // Cleaned ends the run after its cleanup. stands says that the cleanup found the
@@ -378,14 +406,17 @@ func (s *Store) Cancel(ctx context.Context, r Record) (string, error) {
 	return out[0], nil
 }
 
-// ReleaseLock frees the instance's lock if the run that holds it is over.
+// ReleaseLock frees the instance's lock if the run that holds it is over or has no record.
 func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
 	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
 	if errors.Is(err, redis.Nil) {
 		return nil
 	}
-	if err == nil {
+	if err == nil || redis.HasErrorPrefix(err, "WRONGTYPE") {
 		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("look whether the instance's lock is to be freed: %w", err)
+	}
+	return nil
 }

@@ -106,7 +106,11 @@ func (q inquiry) survey(name string) Survey {
 		r, err := parse(q.lock.Val(), q.record.Val())
 		if err != nil {
 			odd("the open run", err)
-		} else if !r.State.Over() {
+		}
+		for _, text := range r.Odd {
+			v.Unreadable = append(v.Unreadable, "the open run: "+text)
+		}
+		if err == nil && !r.State.Over() {
 			v.Open = &r
 		}
 	}

@@ -106,25 +106,6 @@ func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
 	return w.engine.ProcessTask(ctx, t)
 }
 
-// Shutdown takes no new task, lets attempts hand their stages on, and ends.
-func (w *Worker) Shutdown() {
-	w.stopping.Store(true)
-	w.server.Stop()
-	w.reconcile.Shutdown()
-	w.engine.Stop()
-	for _, h := range w.p.Others {
-		h.Stop()
-	}
-	close(w.done)
-	w.wg.Wait()
-	w.server.Shutdown()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if err := w.p.Store.SignOut(ctx, w.p.Instance, w.who.ID); err != nil {
-		w.p.Log.WithError(err).Debug("could not sign out")
-	}
-}
-
 // freshEpoch proposes a name for a Redis that has none yet.
 func freshEpoch() string {
 	b := make([]byte, 6)
