@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"catalog-backup/shared/lab"
-	"catalog-backup/shared/lab/skew"
+	"catalog-backup/shared/lab/askew"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
@@ -58,11 +58,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// skewed is this test binary with an asynq whose clock goes by skew.Env, built once.
+// skewed is this test binary with an asynq whose clock goes by askew.Env, built once.
 func skewed(t *testing.T) string {
 	skewedOnce.Do(func() {
 		if skewedDir, skewedErr = os.MkdirTemp("", "cb-skewed-"); skewedErr == nil {
-			skewedErr = skew.Test("catalog-backup/worker/pipeline", filepath.Join(skewedDir, "pipeline.test"))
+			skewedErr = askew.Test("catalog-backup/worker/pipeline", filepath.Join(skewedDir, "pipeline.test"))
 		}
 	})
 	require.NoError(t, skewedErr)
@@ -268,7 +268,7 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 		program = skewed(g.t)
 	}
 	p := &process{Cmd: exec.Command(program), log: &lab.Buffer{}, waited: make(chan struct{})}
-	p.Env = append(os.Environ(), workerEnv+"="+string(b), skew.Env+"="+o.ClockOff.String())
+	p.Env = append(os.Environ(), workerEnv+"="+string(b), askew.Env+"="+o.ClockOff.String())
 	p.Stderr, p.Stdout = p.log, p.log
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(g.t, p.Start())

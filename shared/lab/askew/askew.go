@@ -1,8 +1,8 @@
-// Package skew builds tests whose asynq has a clock that is wrong. asynq reads the
+// Package askew builds tests whose asynq has a clock that is wrong. asynq reads the
 // clock of its host in many places and takes no other; our own packages are given
 // theirs. A time namespace does not shift the time of day, and a preloaded library
 // does not reach a Go program, so the build gets a copy of asynq with another clock.
-package skew
+package askew
 
 import (
 	"errors"
