@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -171,7 +172,7 @@ func (s *soakGround) hang() func() {
 
 func (s *soakGround) broken(word string) bool {
 	for _, f := range s.faults {
-		if len(f.name) >= len(word) && f.name[:len(word)] == word {
+		if strings.HasPrefix(f.name, word) {
 			return true
 		}
 	}
@@ -185,7 +186,7 @@ func (s *soakGround) breakSomething(disk string) {
 	if b.on != "" && b.on != disk || b.name != "freeze" && s.broken(b.name) {
 		return
 	}
-	if s.broken("Redis") && b.name[:5] == "Redis" {
+	if s.broken("Redis") && strings.HasPrefix(b.name, "Redis") {
 		return
 	}
 	mend := b.do(s)
