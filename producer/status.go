@@ -109,6 +109,9 @@ func (a *app) printStanding(r run.Record, now time.Time) {
 	if r.Error != "" {
 		line("error", "%s", r.Error)
 	}
+	for _, text := range r.Odd {
+		line("damaged", "%s", text)
+	}
 	a.printAttempts(r.Attempts, now)
 }
 
