@@ -114,6 +114,19 @@ func TestKeysOfAnotherType(t *testing.T) {
 		require.NoError(t, b.rdb.Del(ctx, key).Err())
 		require.NoError(t, b.rdb.RPush(ctx, key, "x").Err())
 	}
+	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w", Node: "host1"}))
+	for _, key := range []string{nodesKey(b.instance), workersKey(b.instance), setsKey(b.instance), epochKey} {
+		odd(key)
+	}
+	seen, err := b.NodeSeen(ctx, b.instance, "host1")
+	require.NoError(t, err, "or its runs are reconciled no more")
+	require.True(t, seen.IsZero())
+	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w", Node: "host1"}))
+	require.Len(t, must(b.Workers(ctx, b.instance)), 1)
+	require.Equal(t, b.clock, must(b.NodeSeen(ctx, b.instance, "host1")))
+	require.NoError(t, b.Publish(ctx, b.instance, Published{Node: "host1"}))
+	require.Equal(t, "fresh", must(b.Epoch(ctx, "fresh")))
+	require.NoError(t, b.rdb.FlushDB(ctx).Err())
 	keys := map[string]string{"record": "", "lock": lockKey(b.instance), "open": openKey(b.instance), "runs": runsKey(b.instance), "instances": instancesKey, "epoch": epochKey}
 	for name, key := range keys {
 		old := claimed(b)
