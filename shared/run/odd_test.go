@@ -177,3 +177,25 @@ func TestStartFindsTheRunOfALostLock(t *testing.T) {
 	b.advance(r, "")
 	require.Empty(t, b.locked())
 }
+
+// Without fence and holder, the attempts tell how high the fence was: none is overwritten.
+func TestTheFenceNeverFalls(t *testing.T) {
+	b := newBench(t)
+	r := b.claim(retried(b))
+	require.NoError(t, b.rdb.HSet(ctx, runKey(r.ID), "fence", "x", "holder", "y").Err())
+	require.Equal(t, r.Fence, b.reload(r).Fence)
+	_, err := b.Again(ctx, b.reload(r), r.Stage, r.Generation, Retry{Kind: Crashed, Error: "died", Budget: 3})
+	require.NoError(t, err)
+	r = b.claim(r)
+	require.Len(t, r.Attempts, 3)
+}
+
+// The end of a run closes what nobody else did, also where a damaged record lets it end at once.
+func TestACancelAtOnceClosesAttempts(t *testing.T) {
+	b := newBench(t)
+	r := claimed(b)
+	must(b.Anew(ctx, r, r.Generation))
+	require.NoError(t, b.rdb.HSet(ctx, runKey(r.ID), "node", "").Err())
+	require.Equal(t, CancelClosed, must(b.Cancel(ctx, b.reload(r))))
+	noneOpen(t, b, b.reload(r))
+}
