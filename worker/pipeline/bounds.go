@@ -151,7 +151,7 @@ func (r *Reconciler) lookBeforeClosing(rec run.Record) (*set.Manifest, string) {
 		why string
 	}
 	got := make(chan answer, 1)
-	err := r.disk.at("close "+rec.ID, closeLook, func() error {
+	err := r.disk.at("close "+rec.ID, min(closeLook, r.e.p.Limits.CloseAfter), func() error {
 		m, err := r.e.p.Dir.Standing(rec.ID, set.ID(rec.Set))
 		if err != nil {
 			got <- answer{nil, err.Error()}
