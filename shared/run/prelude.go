@@ -27,9 +27,10 @@ local function state()
   return get('ended') == '' and 'running' or 'failed'
 end
 local function over() local s = state(); return s ~= 'queued' and s ~= 'running' end
+-- ending: a run in its cleanup ends as failed or cancelled, and no other one is ending
 local function ending()
-  local e = get('ending')
-  return (e == '' or e == 'cancelled') and e or 'failed'
+  if get('stage') ~= 'cleanup' then return '' end
+  return get('ending') == 'cancelled' and 'cancelled' or 'failed'
 end
 local function cancelling() return get('cancel') == '1' and ending() == '' and get('committed') ~= '1' end
 local function current(generation) return num('generation') == tonumber(generation) end

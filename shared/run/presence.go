@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"catalog-backup/shared/set"
-
 	"github.com/redis/go-redis/v9"
 )
 
@@ -132,40 +130,4 @@ func (s *Store) Lead(ctx context.Context, instance, worker string, ttl time.Dura
 		return false, err
 	}
 	return true, s.rdb.PExpire(ctx, leaderKey(instance), ttl).Err()
-}
-
-// Published is what the workers of a node last said of its dump directory.
-type Published struct {
-	At       time.Time     `json:"at"`
-	Node     string        `json:"node"`
-	Dir      string        `json:"dir"`
-	Sets     []set.Summary `json:"sets"`
-	Foreign  []string      `json:"foreign"`
-	Problems []string      `json:"problems"`
-}
-
-// Publish replaces what the node said before.
-func (s *Store) Publish(ctx context.Context, instance string, p Published) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	return s.rdb.HSet(ctx, setsKey(instance), p.Node, b).Err()
-}
-
-// Published lists what every node last said.
-func (s *Store) Published(ctx context.Context, instance string) ([]Published, error) {
-	h, err := s.rdb.HGetAll(ctx, setsKey(instance)).Result()
-	if err != nil {
-		return nil, fmt.Errorf("read the published sets: %w", err)
-	}
-	out := []Published{}
-	for node, v := range h {
-		var p Published
-		if err := json.Unmarshal([]byte(v), &p); err != nil {
-			return nil, fmt.Errorf("read the published sets of node %s: %w", node, err)
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }

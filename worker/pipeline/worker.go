@@ -178,8 +178,12 @@ func (w *Worker) keepHouse(ctx context.Context) {
 // publish shows the sets of this node to the producers.
 func (w *Worker) publish(ctx context.Context) {
 	l, err := set.List(w.p.Dir.Dump)
+	var at time.Time
 	if err == nil {
-		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
+		at, err = w.p.Store.Time(ctx)
+	}
+	if err == nil {
+		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: at.UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
 	}
 	if err != nil {
 		w.p.Log.WithError(err).Warn("could not publish the list of sets")
