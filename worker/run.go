@@ -100,9 +100,10 @@ func daemon(ctx context.Context, c *config.Config) error {
 	}
 	warnOfMounts(c, log)
 	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
-	if err := w.Start(ctx); ctx.Err() != nil {
-		return nil
-	} else if err != nil {
+	if err := w.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return fmt.Errorf("start the worker: %w", err)
 	}
 	v.worker.Store(w)

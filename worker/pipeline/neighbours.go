@@ -24,8 +24,10 @@ type neighbours struct {
 	mu  sync.Mutex
 	who run.Worker
 
-	proven map[string]bool
-	doubts map[string]time.Time // workers whose lock is not seen: until when the sign counts that they had given
+	proven  map[string]bool
+	lacking bool                 // the last renewal of the lock failed
+	watched chan struct{}        // closed while watch does not run
+	doubts  map[string]time.Time // workers whose lock is not seen: until when the sign counts that they had given
 }
 
 const (
@@ -36,7 +38,9 @@ const (
 )
 
 func newNeighbours(p Params, who run.Worker) *neighbours {
-	return &neighbours{p: p, who: who, proven: map[string]bool{}, doubts: map[string]time.Time{}}
+	unwatched := make(chan struct{})
+	close(unwatched)
+	return &neighbours{p: p, who: who, watched: unwatched, proven: map[string]bool{}, doubts: map[string]time.Time{}}
 }
 
 // shown is the worker as Redis shows it.
@@ -97,9 +101,11 @@ func (n *neighbours) prove(ctx context.Context) error {
 // renew takes the worker's lock anew where somebody removed it. A worker that gets none
 // works, but alone.
 func (n *neighbours) renew() {
-	if err := n.lock.Renew(); err != nil {
-		n.p.Log.WithError(err).Warn("no other worker of this node can begin while this one holds no lock; trying on")
+	err := n.lock.Renew()
+	if err != nil && !n.lacking {
+		n.p.Log.WithError(err).Warn("no other worker of this node can begin while this one lacks its lock; trying on")
 	}
+	n.lacking = err != nil
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.who.TempLock, n.who.DumpLock = n.lock.Files()
@@ -199,38 +205,43 @@ func (n *neighbours) refusal(w run.Worker, seen string) error {
 		w.ID, w.Host, w.Node, seen, strings.Join(mounts, ", "))
 }
 
-// watch goes on looking: for workers that were not to be seen in Redis when this one
-// came, and for locks of the dead. refuse is called, once, if this worker must not go on.
+// watch goes on looking until done is closed: for workers that were not to be seen in
+// Redis when this one came, and for locks of the dead. refuse is called, once, if this
+// worker must not go on.
 func (n *neighbours) watch(done <-chan struct{}, refuse func(error)) {
-	base, end := context.WithCancel(context.Background())
-	defer end()
+	ctx, end := context.WithCancel(context.Background())
+	n.watched = make(chan struct{})
+	go func() { <-done; end() }()
 	go func() {
-		select {
-		case <-done:
-			end()
-		case <-base.Done():
+		defer close(n.watched)
+		t := time.NewTicker(signInterval)
+		defer t.Stop()
+		for turn := 0; ; turn++ {
+			if err := n.turn(ctx, turn); errors.As(err, &notSeen{}) {
+				refuse(err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			case <-t.C:
+			}
 		}
 	}()
-	t := time.NewTicker(signInterval)
-	defer t.Stop()
-	for turn := 0; ; turn++ {
-		ctx, cancel := context.WithTimeout(base, signInterval)
-		if turn%15 == 0 {
-			n.sweep(ctx)
-		}
-		n.renew()
-		_, err := n.look(ctx)
-		cancel()
-		if errors.As(err, &notSeen{}) {
-			refuse(err)
-			return
-		}
-		select {
-		case <-done:
-			return
-		case <-t.C:
-		}
+}
+
+// sweepTurns is after how many signs the locks of the dead are swept: a minute.
+const sweepTurns = int(sweepInterval / signInterval)
+
+func (n *neighbours) turn(ctx context.Context, turn int) error {
+	ctx, cancel := context.WithTimeout(ctx, signInterval)
+	defer cancel()
+	if turn%sweepTurns == 0 {
+		n.sweep(ctx)
 	}
+	n.renew()
+	_, err := n.look(ctx)
+	return err
 }
 
 // sweep removes the locks of workers that are gone.
@@ -257,5 +268,9 @@ func (n *neighbours) leave() {
 	if err != nil {
 		n.p.Log.WithError(err).Debug("could not sign out")
 	}
-	n.lock.Release(err == nil)
+	select {
+	case <-n.watched:
+		n.lock.Release(err == nil)
+	case <-ctx.Done(): // its file system does not answer; the end of the process gives the lock back
+	}
 }

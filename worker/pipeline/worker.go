@@ -97,9 +97,9 @@ func (w *Worker) Start(ctx context.Context) error {
 	}
 	w.reconcile.Start()
 	w.signing.Turn()
-	w.wg.Add(3)
+	w.wg.Add(2)
 	go w.signs()
-	go func() { defer w.wg.Done(); w.near.watch(w.done, func(err error) { w.refused <- err }) }()
+	w.near.watch(w.done, func(err error) { w.refused <- err })
 	go w.house()
 	return nil
 }
