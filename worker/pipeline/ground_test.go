@@ -61,6 +61,7 @@ type workerOptions struct {
 	Pulse                                       time.Duration
 	Duration                                    time.Duration // of each stage
 	StopWithin                                  time.Duration
+	Boot, Host, Label                           string // of a worker on another host: kernel, host name, id
 }
 
 func (o workerOptions) run() {
@@ -68,19 +69,24 @@ func (o workerOptions) run() {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetLevel(logrus.DebugLevel)
-	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse, StopWithin: o.StopWithin,
+	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse, StopWithin: o.StopWithin, Boot: o.Boot,
 		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node, EndLeftover: o.endLeftover}}
 	for _, n := range []string{FirstStage, "postgres", "eventbus", "archive"} {
 		p.Stages = append(p.Stages, waiting{o, n, p.Dir})
 	}
-	w := New(p, rdb, run.Worker{ID: fmt.Sprintf("%s-%d", o.Node, os.Getpid()), Node: o.Node, PID: os.Getpid(), Started: time.Now()})
+	w := New(p, rdb, run.Worker{ID: fmt.Sprintf("%s%s-%d", o.Node, o.Label, os.Getpid()), Host: o.Host, Node: o.Node, PID: os.Getpid(), Started: time.Now()})
 	if err := w.Start(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM)
-	<-ch
+	select {
+	case <-ch:
+	case err := <-w.Refused():
+		fmt.Fprintln(os.Stderr, "refused:", err)
+		defer os.Exit(1)
+	}
 	w.Shutdown()
 }
 
