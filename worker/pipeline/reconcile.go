@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"catalog-backup/shared/health"
@@ -85,14 +86,15 @@ func (r *Reconciler) Shutdown() {
 
 // complain logs what a look came to grief on, once as long as it stays the same.
 func (r *Reconciler) complain(err error) {
-	text := ""
-	if err != nil {
-		text = r.e.text(err)
+	if err == nil {
+		r.last = ""
+		return
 	}
-	if text != "" && text != r.last {
+	text := r.e.text(err)
+	if same, _, _ := strings.Cut(text, "goroutine "); same != r.last { // a panic's stack is never the same
+		r.last = same
 		r.e.p.Log.WithField("error", text).Warn("the reconciler could not look after all runs; it tries on")
 	}
-	r.last = text
 }
 
 // Look goes over all open runs of the instance once.
