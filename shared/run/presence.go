@@ -18,6 +18,7 @@ type Worker struct {
 	PID     int       `json:"pid"`
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
+	Neighbour
 }
 
 // presenceTTL is how long a worker counts as live after its last sign.

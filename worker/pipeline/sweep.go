@@ -16,7 +16,7 @@ func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance st
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{d.RemoveLoneLocks()}
 	for _, id := range left {
 		errs = append(errs, sweepRun(ctx, store, d, id))
 	}
