@@ -12,7 +12,7 @@ var oddFields = map[string][]string{
 	"attempt:1": {"no JSON", "null", "[]", "7", `{"stage":5}`, `{"stage":"prepare","attempt":1e999}`, `{"stage":"prepare","started":{}}`, `{"stage":"prepare","attempt":"one"}`},
 	"attempt:x": {"{}"}, "attempt:99999999999999999999": {"{}"},
 	"generation": {"", "abc", "-1", "1.5", "nan", "1e400", "99999999999999999999"},
-	"claimed":    {"", "abc", "-1"}, "fence": {"", "abc", "nan", "1.5"}, "holder": {"", "abc", "x-y"},
+	"claimed":    {"", "abc", "-1"}, "fence": {"", "abc", "nan", "1.5"}, "holder": {"", "abc", "x-y", "1-", "01-token234", "+1-token234"},
 	"attempt": {"", "inf"}, "errors": {"abc", ""}, "crashes": {"abc"}, "interruptions": {"1e400"}, "cleanups": {"often"},
 	"created": {"", "yesterday"}, "updated": {"", "yesterday", "2026-01-01T00:00:1.2.3Z"}, "started": {"yesterday"}, "deadline": {"", "never"},
 	"not_before": {"soon"}, "ending_since": {"x"}, "cancel_since": {"x"}, "bytes_done": {"many"}, "bytes_total": {"-5"}, "rate": {"fast"},

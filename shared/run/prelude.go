@@ -54,7 +54,7 @@ local function held(f, token)
   if string.format('%.0f', fence()) ~= f then return false end
   local holder = get('holder')
   if token ~= '' then return holder == f .. '-' .. token end
-  return string.sub(holder, 1, #f + 1) ~= f .. '-'
+  return string.sub(holder, 1, #f + 1) ~= f .. '-' or #holder == #f + 1
 end
 local function close(f, outcome, err)
   local ok, a = pcall(cjson.decode, redis.call('HGET', run, f) or '')
