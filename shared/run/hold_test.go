@@ -197,3 +197,10 @@ func TestNoOpenAttemptInAnEndedRun(t *testing.T) {
 		require.NoError(t, b.rdb.FlushDB(ctx).Err())
 	}
 }
+
+func TestAHoldWithoutTokenIsNoneWhereThereIsOne(t *testing.T) {
+	b := newBench(t)
+	r := claimed(b)
+	require.ErrorIs(t, b.Holds(ctx, r.ID, Hold{Fence: r.Fence}, r.Epoch, true), ErrFenced)
+	require.NoError(t, b.Holds(ctx, r.ID, r.Hold(), r.Epoch, true))
+}

@@ -114,6 +114,19 @@ func TestKeysOfAnotherType(t *testing.T) {
 		require.NoError(t, b.rdb.Del(ctx, key).Err())
 		require.NoError(t, b.rdb.RPush(ctx, key, "x").Err())
 	}
+	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w", Node: "host1"}))
+	for _, key := range []string{nodesKey(b.instance), workersKey(b.instance), setsKey(b.instance), epochKey} {
+		odd(key)
+	}
+	seen, err := b.NodeSeen(ctx, b.instance, "host1")
+	require.NoError(t, err, "or its runs are reconciled no more")
+	require.True(t, seen.IsZero())
+	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w", Node: "host1"}))
+	require.Len(t, must(b.Workers(ctx, b.instance)), 1)
+	require.Equal(t, b.clock, must(b.NodeSeen(ctx, b.instance, "host1")))
+	require.NoError(t, b.Publish(ctx, b.instance, Published{Node: "host1"}))
+	require.Equal(t, "fresh", must(b.Epoch(ctx, "fresh")))
+	require.NoError(t, b.rdb.FlushDB(ctx).Err())
 	keys := map[string]string{"record": "", "lock": lockKey(b.instance), "open": openKey(b.instance), "runs": runsKey(b.instance), "instances": instancesKey, "epoch": epochKey}
 	for name, key := range keys {
 		old := claimed(b)
@@ -163,4 +176,26 @@ func TestStartFindsTheRunOfALostLock(t *testing.T) {
 	require.Equal(t, r.ID, b.locked())
 	b.advance(r, "")
 	require.Empty(t, b.locked())
+}
+
+// Without fence and holder, the attempts tell how high the fence was: none is overwritten.
+func TestTheFenceNeverFalls(t *testing.T) {
+	b := newBench(t)
+	r := b.claim(retried(b))
+	require.NoError(t, b.rdb.HSet(ctx, runKey(r.ID), "fence", "x", "holder", "y").Err())
+	require.Equal(t, r.Fence, b.reload(r).Fence)
+	_, err := b.Again(ctx, b.reload(r), r.Stage, r.Generation, Retry{Kind: Crashed, Error: "died", Budget: 3})
+	require.NoError(t, err)
+	r = b.claim(r)
+	require.Len(t, r.Attempts, 3)
+}
+
+// The end of a run closes what nobody else did, also where a damaged record lets it end at once.
+func TestACancelAtOnceClosesAttempts(t *testing.T) {
+	b := newBench(t)
+	r := claimed(b)
+	must(b.Anew(ctx, r, r.Generation))
+	require.NoError(t, b.rdb.HSet(ctx, runKey(r.ID), "node", "").Err())
+	require.Equal(t, CancelClosed, must(b.Cancel(ctx, b.reload(r))))
+	noneOpen(t, b, b.reload(r))
 }

@@ -103,6 +103,10 @@ local function to_cleanup(how, err)
   reset_counters()
   fresh_task('cleanup')
 end
+` + typed
+
+// typed is the part of the prelude for the keys beside the record.
+const typed = `
 -- typed drops a key that an odd hand made of another type: it would refuse every run for ever.
 local function typed(key, kind)
   local t = redis.call('TYPE', key).ok

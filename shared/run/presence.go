@@ -40,14 +40,8 @@ func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		p.SAdd(ctx, instancesKey, instance)
-		p.SAdd(ctx, workersKey(instance), w.ID)
-		p.Set(ctx, workerKey(instance, w.ID), b, presenceTTL)
-		p.HSet(ctx, nodesKey(instance), w.Node, stamp(at))
-		return nil
-	})
-	return err
+	keys := []string{instancesKey, workersKey(instance), nodesKey(instance), setsKey(instance), workerKey(instance, w.ID)}
+	return signScript.Run(ctx, s.rdb, keys, instance, w.ID, w.Node, stamp(at), b, presenceTTL.Milliseconds()).Err()
 }
 
 // SignOut takes the worker off, and out of the lead.
@@ -110,7 +104,7 @@ func (s *Store) Instances(ctx context.Context) ([]string, error) {
 // NodeSeen is when a worker of the node last gave a sign; zero if never.
 func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
 	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
-	if err != nil && err != redis.Nil {
+	if err != nil && err != redis.Nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
 		return time.Time{}, fmt.Errorf("read the last sign of node %s: %w", node, err)
 	}
 	t, _ := time.Parse(time.RFC3339Nano, v) // one that is damaged is none

@@ -63,6 +63,10 @@ func (s *Store) published(ctx context.Context, instance string) (heard []Publish
 	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
 		return nil, nil, fmt.Errorf("read the nodes' last signs: %w", err)
 	}
+	now, err := s.Time(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	all := []Published{}
 	for node, v := range said {
 		var p Published
@@ -71,15 +75,18 @@ func (s *Store) published(ctx context.Context, instance string) (heard []Publish
 		}
 		all = append(all, p)
 	}
-	heard, silent = hear(all, signs)
+	heard, silent = hear(all, signs, now)
 	return heard, silent, nil
 }
 
 // hear tells the nodes that were heard of lately from the silent ones. One without any time
-// was heard.
-func hear(all []Published, signs map[string]string) (heard []Published, silent []string) {
+// was heard, and a time after now is of a host whose clock is wrong.
+func hear(all []Published, signs map[string]string, now time.Time) (heard []Published, silent []string) {
 	last, newest := map[string]time.Time{}, time.Time{}
 	sign := func(node string, at time.Time) {
+		if at.After(now) {
+			at = now
+		}
 		if at.After(last[node]) {
 			last[node] = at
 		}

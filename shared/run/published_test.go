@@ -59,6 +59,25 @@ func TestTheLastWordOfAnInstanceStays(t *testing.T) {
 	require.Equal(t, []string{"host1"}, b.listed())
 }
 
+func TestAHostFarAheadSilencesNobody(t *testing.T) {
+	b := newBench(t)
+	b.works("host1")
+	require.NoError(t, b.rdb.HSet(ctx, nodesKey(b.instance), "host2", "2190-01-01T00:00:00Z").Err()) // by an earlier version
+	require.NoError(t, b.Publish(ctx, b.instance, Published{At: b.clock.Add(99 * silentFor), Node: "host2"}))
+	require.ElementsMatch(t, []string{"host1", "host2"}, b.listed())
+}
+
+func TestSurveysAreDatedByRedis(t *testing.T) {
+	b := newBench(t)
+	b.works("host1")
+	all, err := b.real().Surveys(ctx)
+	require.NoError(t, err)
+	at, err := b.rdb.Time(ctx).Result()
+	require.NoError(t, err)
+	require.WithinDuration(t, at, all[0].At, time.Minute)
+	require.Equal(t, b.clock, b.surveyed().At)
+}
+
 func TestForget(t *testing.T) {
 	b := newBench(t)
 	b.works("host1")

@@ -64,13 +64,13 @@ func (s *Store) Surveys(ctx context.Context) ([]Survey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("survey the instances: %w", err)
 	}
+	at := now.Val()
+	if s.now != nil {
+		at = s.now()
+	}
 	out := make([]Survey, len(names))
 	for i, name := range names {
-		out[i] = asked[i].survey(name)
-		out[i].At = now.Val()
-		if s.now != nil {
-			out[i].At = s.now()
-		}
+		out[i] = asked[i].survey(name, at)
 	}
 	return out, nil
 }
@@ -92,8 +92,8 @@ func (s *Store) pipeline(ctx context.Context, ask func(redis.Pipeliner)) error {
 	return nil
 }
 
-func (q inquiry) survey(name string) Survey {
-	v := Survey{Instance: name, Totals: parseTotals(q.totals.Val())}
+func (q inquiry) survey(name string, at time.Time) Survey {
+	v := Survey{Instance: name, At: at, Totals: parseTotals(q.totals.Val())}
 	odd := func(what string, err error) { v.Unreadable = append(v.Unreadable, what+": "+err.Error()) }
 	for what, cmd := range map[string]redis.Cmder{"totals": q.totals, "published sets": q.published, "nodes": q.nodes, "workers": q.workers, "lock": q.lock} {
 		if err := cmd.Err(); err != nil && err != redis.Nil {
@@ -111,7 +111,7 @@ func (q inquiry) survey(name string) Survey {
 		}
 		v.Published = append(v.Published, p)
 	}
-	v.Published, _ = hear(v.Published, q.nodes.Val())
+	v.Published, _ = hear(v.Published, q.nodes.Val(), at)
 	if q.record != nil {
 		r, err := parse(q.lock.Val(), q.record.Val())
 		if err != nil {
