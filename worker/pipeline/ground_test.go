@@ -79,6 +79,7 @@ func (o workerOptions) run() {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}
+	fmt.Fprintln(os.Stderr, "it takes work")
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM)
 	select {
