@@ -63,7 +63,8 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 		if late > l.CloseAfter {
 			return run.Failed, tooLong
 		}
-		if r.e.p.Now().Sub(s.moved) > l.CloseAfter {
+		// On another node it may be a machine that is starting again; then that goes on from there.
+		if rec.Node == r.e.p.Node && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
 			return run.Failed, fmt.Sprintf("the attempt that makes the set final has given no sign for %s: its worker is frozen, or its disk hangs", l.CloseAfter)
 		}
 		return "", ""

@@ -79,6 +79,7 @@ func (o workerOptions) run() {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}
+	fmt.Fprintln(os.Stderr, "it takes work")
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM)
 	select {
@@ -161,7 +162,7 @@ func (s waiting) wait(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) prepare(ctx context.Context, a *Attempt) error {
-	in, err := s.dir.Reserve(a.Run.ID, "1.2.3", time.Now())
+	in, _, err := s.dir.Reserve(ctx, a.Run.ID, "1.2.3", time.Now())
 	if err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.dir.Recover(ctx, a.Run.ID, true); err != nil || ok {
+	if ok, err := s.dir.Recover(a.Run.ID, true); err != nil || ok {
 		return err
 	}
 	part := func(final string, content []byte) dump.CommitFile {

@@ -24,7 +24,7 @@ type neighbours struct {
 	mu  sync.Mutex
 	who run.Worker
 
-	proven  map[string]bool
+	proven  map[string]string    // by worker: the lock files, its and ours, with which it was proved
 	lacking bool                 // the last renewal of the lock failed
 	watched chan struct{}        // closed while watch does not run
 	doubts  map[string]time.Time // workers whose lock is not seen: until when the sign counts that they had given
@@ -40,7 +40,7 @@ const (
 func newNeighbours(p Params, who run.Worker) *neighbours {
 	unwatched := make(chan struct{})
 	close(unwatched)
-	return &neighbours{p: p, who: who, watched: unwatched, proven: map[string]bool{}, doubts: map[string]time.Time{}}
+	return &neighbours{p: p, who: who, watched: unwatched, proven: map[string]string{}, doubts: map[string]time.Time{}}
 }
 
 // shown is the worker as Redis shows it.
@@ -83,7 +83,7 @@ func (n *neighbours) prove(ctx context.Context) error {
 	t := time.NewTicker(proofInterval)
 	defer t.Stop()
 	for {
-		certain, err := n.look(ctx)
+		certain, err := n.look(ctx, time.Second)
 		if err != nil || certain {
 			return err
 		}
@@ -113,8 +113,8 @@ func (n *neighbours) renew() {
 
 // look goes once over the live workers of the node that came before this one. It is
 // certain if each was proved or is dead. A lock that is not seen is an error once its
-// worker has given another sign: until then it may just have died.
-func (n *neighbours) look(ctx context.Context) (certain bool, err error) {
+// worker has given a sign by patience later: until then it may just have died.
+func (n *neighbours) look(ctx context.Context, patience time.Duration) (certain bool, err error) {
 	live, err := n.p.Store.Workers(ctx, n.p.Instance)
 	if err != nil {
 		return false, err
@@ -122,7 +122,7 @@ func (n *neighbours) look(ctx context.Context) (certain bool, err error) {
 	me := n.shown()
 	certain = true
 	for _, w := range live {
-		if w.Node != me.Node || w.ID == me.ID || !w.Before(me) || n.proven[w.ID] {
+		if w.Node != me.Node || w.ID == me.ID || !w.Before(me) || n.proven[w.ID] == locks(w, me) {
 			continue
 		}
 		seen, dead := n.see(w, me)
@@ -130,7 +130,8 @@ func (n *neighbours) look(ctx context.Context) (certain bool, err error) {
 			continue
 		}
 		if seen == "" {
-			n.proven[w.ID] = true
+			n.proven[w.ID] = locks(w, me)
+			delete(n.doubts, w.ID)
 			continue
 		}
 		left, err := n.p.Store.Sign(ctx, n.p.Instance, w.ID)
@@ -140,12 +141,18 @@ func (n *neighbours) look(ctx context.Context) (certain bool, err error) {
 		until := n.p.Now().Add(left)
 		if first, ok := n.doubts[w.ID]; !ok {
 			n.doubts[w.ID] = until
-		} else if until.After(first.Add(time.Second)) {
+		} else if until.After(first.Add(patience)) {
 			return false, notSeen{n.refusal(w, seen)}
 		}
 		certain = certain && left == 0
 	}
 	return certain, nil
+}
+
+// locks names the files of a proof. Where one is made anew, as in a directory that was
+// unmounted, it is no proof any more.
+func locks(w, me run.Worker) string {
+	return strings.Join([]string{w.TempLock, w.DumpLock, me.TempLock, me.DumpLock}, " ")
 }
 
 // see looks at the locks of a worker: "" if both are seen locked, else what is seen.
@@ -240,7 +247,7 @@ func (n *neighbours) turn(ctx context.Context, turn int) error {
 		n.sweep(ctx)
 	}
 	n.renew()
-	_, err := n.look(ctx)
+	_, err := n.look(ctx, 2*signInterval+time.Second) // it may just take its lock anew, too
 	return err
 }
 

@@ -49,9 +49,12 @@ func (g *ground) live() map[string]run.Worker {
 	return out
 }
 
-func (g *ground) joined(host string) {
+// begun starts a worker and waits until it takes work.
+func (g *ground) begun(change ...func(*workerOptions)) *process {
 	g.t.Helper()
-	g.eventually(10*time.Second, "worker of "+host+" is signed in", func() bool { return g.live()[host].Joined > 0 })
+	p := g.worker(change...)
+	g.eventually(20*time.Second, "the worker takes work", func() bool { return strings.Contains(p.log.String(), "it takes work") })
+	return p
 }
 
 func (g *ground) refused(p *process, limit time.Duration) string {
@@ -77,16 +80,13 @@ func (g *ground) workerLocks(o workerOptions) (names []string) {
 func TestHostsThatShareLocksWorkTogether(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
-	a := g.worker(onHost("a"))
-	g.joined("a")
-	b := g.worker(onHost("b"))
-	g.joined("b")
+	a := g.begun(onHost("a"))
+	b := g.begun(onHost("b"))
 	r := g.begin()
 	g.waitOver(r.ID, run.Succeeded, 10*time.Second)
 	require.Len(t, g.workerLocks(g.opts), 4)
 	a.signal(syscall.SIGSTOP) // frozen, it holds its lock: the third host sees it
-	g.worker(onHost("c"))
-	g.joined("c")
+	g.begun(onHost("c"))
 	r = g.begin()
 	g.eventually(20*time.Second, "the run goes on beside a frozen worker", func() bool { return g.get(r.ID).Stage != FirstStage || g.get(r.ID).Node != "" })
 	a.signal(syscall.SIGCONT)
@@ -99,8 +99,7 @@ func TestHostsThatShareLocksWorkTogether(t *testing.T) {
 func TestHostsThatDoNotShareLocksDoNotWorkTogether(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
-	a := g.worker(onHost("a"))
-	g.joined("a")
+	a := g.begun(onHost("a"))
 	b := g.worker(g.apart("b"))
 	text := g.refused(b, 20*time.Second)
 	require.Contains(t, text, "start: work beside worker node1-a-"+fmt.Sprint(a.Process.Pid)+" on host a, which serves node node1 too: its lock file ")
@@ -109,40 +108,50 @@ func TestHostsThatDoNotShareLocksDoNotWorkTogether(t *testing.T) {
 	require.NotContains(t, g.live(), "b")
 	r := g.begin()
 	g.waitOver(r.ID, run.Succeeded, 10*time.Second) // the earlier one works on
-	other := g.worker(g.apart("d"), func(o *workerOptions) { o.Node = "node2" })
-	g.joined("d")
+	other := g.begun(g.apart("d"), func(o *workerOptions) { o.Node = "node2" })
 	other.term(t)
 	a.kill9()
 	require.NoError(t, g.rdb.PExpire(context.Background(), "catalog-backup:catalog:worker:"+g.live()["a"].ID, time.Second).Err()) // as 11 s later
-	g.worker(onHost("c"))
-	g.joined("c") // the lock of a dead one is no reason, as soon as its sign is over
+	g.begun(onHost("c"))                                                                                                          // the lock of a dead one is no reason, as soon as its sign is over
 	r = g.begin()
 	g.waitOver(r.ID, run.Succeeded, 30*time.Second)
 }
 
-// The file is seen, its lock is not: as with local_lock on the mount of either host.
+// The files of the other host are seen, its locks are not, as with local_lock on a mount:
+// an overlay shows them, and a lock on what it shows is on a file of its own.
+func (g *ground) behind(name string) func(*workerOptions) {
+	root := g.t.TempDir()
+	require.NoError(g.t, unix.Mount("none", root, "tmpfs", 0, ""))
+	g.t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	for _, d := range []struct{ name, lower string }{{"temp", g.opts.Temp}, {"dump", g.opts.Dump}} {
+		at := filepath.Join(root, d.name)
+		for _, sub := range []string{"", "/upper", "/work", "/all"} {
+			require.NoError(g.t, os.Mkdir(at+sub, 0o755))
+		}
+		require.NoError(g.t, unix.Mount("overlay", at+"/all", "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", d.lower, at, at)))
+		g.t.Cleanup(func() { _ = unix.Unmount(at+"/all", unix.MNT_DETACH) })
+	}
+	host := onHost(name)
+	return func(o *workerOptions) {
+		host(o)
+		o.Temp, o.Dump = root+"/temp/all", root+"/dump/all"
+	}
+}
+
 func TestLockFileThatIsThereButNotLocked(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
-	a := g.worker(onHost("a"))
-	g.joined("a")
-	there := g.apart("b")
-	o := g.opts
-	there(&o)
-	for _, path := range g.workerLocks(g.opts) { // the names are there on both
-		dir := map[string]string{g.opts.Temp: o.Temp, g.opts.Dump: o.Dump}[filepath.Dir(path)]
-		require.NoError(t, os.WriteFile(filepath.Join(dir, filepath.Base(path)), nil, 0o600))
-	}
+	there := g.behind("b")
+	a := g.begun(onHost("a"))
 	text := g.refused(g.worker(there), 20*time.Second)
 	require.Contains(t, text, "is there, but not locked for this host")
 	// The same on one machine, as with two containers that mount a file system each.
 	text = g.refused(g.worker(there, func(o *workerOptions) { o.Boot = "boot-of-a" }), 20*time.Second)
 	require.Contains(t, text, "is there, but not locked for this host")
 	a.term(t)
-	g.worker(there)
-	g.joined("b") // when the other is gone, it may
+	g.begun(there) // when the other is gone, it may
 	r := g.begin()
-	g.eventually(10*time.Second, "it works", func() bool { return g.get(r.ID).State.Over() })
+	g.waitOver(r.ID, run.Succeeded, 20*time.Second)
 }
 
 // Of many that come at once and do not share locks exactly one works.
@@ -169,21 +178,31 @@ func TestOfHostsThatComeAtOnceOneWorks(t *testing.T) {
 	require.Equal(t, 1, alive())
 }
 
-// A worker that could not reach Redis comes back: who came in that time, and could not
-// know of it, goes.
-func TestWhoComesBackIsFoundByWhoCameMeanwhile(t *testing.T) {
+// What begins to hold no more while two work is found too, and the later one goes.
+func TestWorkersGoOnLooking(t *testing.T) {
 	t.Parallel()
-	g := newGround(t)
-	a := g.worker(onHost("a"))
-	g.joined("a")
-	mine := g.live()["a"]
-	a.signal(syscall.SIGSTOP)
-	require.NoError(t, g.store.SignOut(context.Background(), g.opts.Instance, mine.ID)) // as after 12 s
-	b := g.worker(g.apart("b"))
-	g.joined("b")
+	back := newGround(t)
+	a := back.begun(onHost("a"))
+	mine := back.live()["a"]
+	a.signal(syscall.SIGSTOP)                                                                 // it cannot reach Redis, and another comes that cannot know of it
+	require.NoError(t, back.store.SignOut(context.Background(), back.opts.Instance, mine.ID)) // as after 12 s
+	b := back.begun(back.apart("b"))
 	a.signal(syscall.SIGCONT)
-	require.Contains(t, g.refused(b, 30*time.Second), "refused: work beside worker "+mine.ID)
-	require.Equal(t, mine.Joined, g.live()["a"].Joined)
+
+	// A directory is unmounted under a worker: the empty one below takes its place.
+	away, there := newGround(t), t.TempDir()
+	c := away.begun(onHost("c"))
+	require.NoError(t, unix.Mount(away.opts.Temp, there, "", unix.MS_BIND, ""))
+	defer func() { _ = unix.Unmount(there, unix.MNT_DETACH) }()
+	d := away.begun(onHost("d"), func(o *workerOptions) { o.Temp = there })
+	require.NoError(t, unix.Unmount(there, unix.MNT_DETACH))
+
+	require.Contains(t, back.refused(b, 40*time.Second), "refused: work beside worker "+mine.ID)
+	require.Equal(t, mine.Joined, back.live()["a"].Joined)
+	require.Contains(t, away.refused(d, 40*time.Second), fmt.Sprint("refused: work beside worker node1-c-", c.Process.Pid))
+	for _, g := range []*ground{back, away} {
+		g.waitOver(g.begin().ID, run.Succeeded, 20*time.Second) // the earlier one works on
+	}
 }
 
 // Workers of an earlier version show no lock: they are believed where no other host can
@@ -213,18 +232,18 @@ func TestWorkerOfAnEarlierVersion(t *testing.T) {
 	fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
 	n := newNeighbours(Params{Store: g.store, Instance: g.opts.Instance, Now: time.Now, Dir: &dump.Directory{Dump: g.opts.Dump, Temp: g.opts.Temp, Instance: g.opts.Instance, Node: "node1"}}, run.Worker{ID: "me", Node: "node1", Host: "b", Neighbour: run.Neighbour{Boot: "b", Joined: 2}})
-	certain, err := n.look(ctx)
+	certain, err := n.look(ctx, time.Second)
 	require.NoError(t, err)
 	require.True(t, certain)
 	require.NoError(t, unix.Mount("files:/export", g.opts.Temp, "fuse", unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse)))
 	defer func() { _ = unix.Unmount(g.opts.Temp, unix.MNT_DETACH); _ = unix.Close(fuse) }()
-	n.proven = map[string]bool{}
+	n.proven = map[string]string{}
 	n.who.Host = "old"
-	certain, err = n.look(ctx)
+	certain, err = n.look(ctx, time.Second)
 	require.NoError(t, err)
 	require.True(t, certain, "the same host sees the lock on the directory")
-	n.proven, n.who.Host = map[string]bool{}, "b"
-	g.eventually(10*time.Second, "it is refused", func() bool { _, err = n.look(ctx); return err != nil })
+	n.proven, n.who.Host = map[string]string{}, "b"
+	g.eventually(10*time.Second, "it is refused", func() bool { _, err = n.look(ctx, time.Second); return err != nil })
 	require.ErrorContains(t, err, "it is of an earlier version (0.0.9), whose locks no other host sees over a network: stop it first")
 	require.ErrorContains(t, err, g.opts.Temp+" is on fuse of files:/export at "+g.opts.Temp)
 	require.False(t, strings.Contains(err.Error(), "\n"))
@@ -234,8 +253,7 @@ func TestWorkerOfAnEarlierVersion(t *testing.T) {
 func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
-	a := g.worker(onHost("a"))
-	g.joined("a")
+	a := g.begun(onHost("a"))
 	left := g.workerLocks(g.opts)
 	require.Len(t, left, 2)
 	a.kill9()
@@ -246,8 +264,7 @@ func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 		require.NoError(t, os.Remove(path))
 	}
 	g.eventually(10*time.Second, "a lock that is removed is taken anew", func() bool { return len(g.workerLocks(g.opts)) == 2 })
-	g.worker(onHost("c"))
-	g.joined("c")
+	g.begun(onHost("c"))
 	r := g.begin()
 	g.waitOver(r.ID, run.Succeeded, 20*time.Second)
 }
