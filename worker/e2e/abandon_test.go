@@ -18,7 +18,7 @@ import (
 // is not obeyed. A person abandons the run; the next one makes its set beside the frozen
 // attempt, which wakes up then, touches nothing of it, and is swept away.
 func TestAbandonedBesideAFrozenWorker(t *testing.T) {
-	s := newSite(t, 400_000, "")
+	s := newSite(t, 100_000, "")
 	s.startWorker()
 	first := s.begin()
 	s.inStage(first, "postgres")
