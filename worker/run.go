@@ -98,17 +98,25 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := priority(c).Apply(); err != nil {
 		return fmt.Errorf("apply archive.nice and archive.io_class: %w", err)
 	}
+	warnOfMounts(c, log)
 	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
 	if err := w.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return fmt.Errorf("start the worker: %w", err)
 	}
 	v.worker.Store(w)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case err = <-w.Refused():
+		err = fmt.Errorf("stop the worker, a stage under way is handed on: %w", err)
+	}
 	stop() // a second signal ends at once
 	log.Info("stopping: a stage under way is handed on")
 	w.Shutdown()
-	return nil
+	return err
 }
 
 func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {

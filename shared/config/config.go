@@ -240,6 +240,9 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 	return c, c.check(src)
 }
 
+// ValidName tells whether s has the form of the name of an instance or a node.
+func ValidName(s string) bool { return nameRE.MatchString(s) }
+
 var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 
 // check finds values that cannot be together.

@@ -87,13 +87,18 @@ func (r *reader) state() State {
 	return taken
 }
 
-func (r *reader) ending() State {
-	s := State(r.h["ending"])
-	if s == "" || s == Failed || s == Cancelled {
-		return s
+// ending: an open run in its cleanup ends as failed or cancelled, and no other one is ending.
+func (r *reader) ending(state State) State {
+	s, taken := State(r.h["ending"]), State("")
+	if r.h["stage"] == Cleanup && !state.Over() {
+		if taken = Failed; s == Cancelled {
+			taken = s
+		}
 	}
-	r.tell("ending", "%q is none; taken as %s", string(s), Failed)
-	return Failed
+	if s != taken {
+		r.tell("ending", "%q is wrong at stage %s of a run that is %s; taken as %q", string(s), r.h["stage"], state, string(taken))
+	}
+	return taken
 }
 
 // generation and what is claimed. A damaged generation counts as 0, which nobody has
@@ -113,6 +118,7 @@ func (r *reader) generation() (generation, claimed int64) {
 // hold never falls: where the fence is damaged, it is that of the last attempt.
 func (r *reader) hold() Hold {
 	holder, ok := ParseHold(r.h["holder"])
+	ok = ok && holder.String() == r.h["holder"]
 	if !ok && r.h["holder"] != "" {
 		r.tell("holder", "%q is none", r.h["holder"])
 	}
@@ -179,9 +185,9 @@ func parse(id string, h map[string]string) (Record, error) {
 		return Record{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
 	f := reader{h: h}
-	hold := f.hold()
+	hold, state := f.hold(), f.state()
 	r := Record{ID: id, Instance: h["instance"], Requested: h["requested"], Tick: h["tick"], Type: h["type"], Set: h["set"],
-		State: f.state(), Stage: h["stage"], Ending: f.ending(), Cancel: h["cancel"] == "1", Committed: h["committed"] == "1",
+		State: state, Stage: h["stage"], Ending: f.ending(state), Cancel: h["cancel"] == "1", Committed: h["committed"] == "1",
 		Fence: hold.Fence, Token: hold.Token, Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
 		Attempt: int(f.num("attempt")), Errors: int(f.num("errors")), Crashes: int(f.num("crashes")),
 		Interruptions: int(f.num("interruptions")), Cleanups: int(f.num("cleanups")),

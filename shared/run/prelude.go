@@ -27,9 +27,10 @@ local function state()
   return get('ended') == '' and 'running' or 'failed'
 end
 local function over() local s = state(); return s ~= 'queued' and s ~= 'running' end
+-- ending: a run in its cleanup ends as failed or cancelled, and no other one is ending
 local function ending()
-  local e = get('ending')
-  return (e == '' or e == 'cancelled') and e or 'failed'
+  if get('stage') ~= 'cleanup' then return '' end
+  return get('ending') == 'cancelled' and 'cancelled' or 'failed'
 end
 local function cancelling() return get('cancel') == '1' and ending() == '' and get('committed') ~= '1' end
 local function current(generation) return num('generation') == tonumber(generation) end
@@ -53,7 +54,7 @@ local function held(f, token)
   if string.format('%.0f', fence()) ~= f then return false end
   local holder = get('holder')
   if token ~= '' then return holder == f .. '-' .. token end
-  return string.sub(holder, 1, #f + 1) ~= f .. '-'
+  return string.sub(holder, 1, #f + 1) ~= f .. '-' or #holder == #f + 1
 end
 local function close(f, outcome, err)
   local ok, a = pcall(cjson.decode, redis.call('HGET', run, f) or '')
@@ -102,6 +103,10 @@ local function to_cleanup(how, err)
   reset_counters()
   fresh_task('cleanup')
 end
+` + typed
+
+// typed is the part of the prelude for the keys beside the record.
+const typed = `
 -- typed drops a key that an odd hand made of another type: it would refuse every run for ever.
 local function typed(key, kind)
   local t = redis.call('TYPE', key).ok

@@ -196,3 +196,19 @@ if not over() then return {'held'} end
 redis.call('DEL', KEYS[2])
 redis.call('SREM', KEYS[3], ARGV[2])
 return {'freed'}`)
+
+// epoch: KEYS epoch; ARGV new epoch. → the epoch, made when there is none
+var epochScript = redis.NewScript(typed + `
+typed(KEYS[1], 'string')
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])`)
+
+// sign: KEYS instances, workers, nodes, sets, worker; ARGV instance, worker's id, node, time, what it says of itself,
+// for how long (ms). A worker shows that it lives.
+var signScript = redis.NewScript(typed + `
+for i, kind in ipairs({'set', 'set', 'hash', 'hash'}) do typed(KEYS[i], kind) end
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])
+return 'ok'`)

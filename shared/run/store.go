@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -87,10 +86,11 @@ func (s *Store) keepSeconds() int64 { return max(1, int64(s.keep/time.Second)) }
 
 // Epoch is a name that Redis keeps as long as it keeps its data. It is made when missing.
 func (s *Store) Epoch(ctx context.Context, fresh string) (string, error) {
-	if err := s.rdb.SetNX(ctx, epochKey, fresh, 0).Err(); err != nil {
+	epoch, err := epochScript.Run(ctx, s.rdb, []string{epochKey}, fresh).Text()
+	if err != nil {
 		return "", fmt.Errorf("read Redis's epoch: %w", err)
 	}
-	return s.rdb.Get(ctx, epochKey).Result()
+	return epoch, nil
 }
 
 // Request is what a new run needs.
@@ -153,32 +153,6 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 		return Record{}, fmt.Errorf("read run %s: %w", id, err)
 	}
 	return parse(id, h)
-}
-
-// Open lists the ids of the instance's open runs (normally one at most). The run that
-// has the lock is one of them, whatever became of the set of them.
-func (s *Store) Open(ctx context.Context, instance string) ([]string, error) {
-	open, err := s.rdb.SMembers(ctx, openKey(instance)).Result()
-	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
-		return nil, fmt.Errorf("list the open runs: %w", err)
-	}
-	holder, err := s.Holder(ctx, instance)
-	if err == nil && ValidID(holder) && !slices.Contains(open, holder) {
-		open = append(open, holder)
-	}
-	return open, err
-}
-
-// Holder is the id of the run that has the instance's lock, "" if none has.
-func (s *Store) Holder(ctx context.Context, instance string) (string, error) {
-	id, err := s.rdb.Get(ctx, lockKey(instance)).Result()
-	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE") {
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("read the instance's lock: %w", err)
-	}
-	return id, nil
 }
 
 // Current is the instance's open run, else its last one. ErrNotFound if it has none.
@@ -358,7 +332,7 @@ func (s *Store) Again(ctx context.Context, r Record, stage string, generation in
 // middle of one: then why is added to the error that the run was ending for.
 func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending State, why string, force bool) (Next, error) {
 	g, f := "", ""
-	if generation > 0 || generation == r.Generation && r.Claimed < 0 { // a damaged one
+	if generation > 0 {
 		g = strconv.FormatInt(generation, 10)
 	}
 	if force {
@@ -404,19 +378,4 @@ func (s *Store) Cancel(ctx context.Context, r Record) (string, error) {
 		return "", fmt.Errorf("cancel run %s: %w", r.ID, err)
 	}
 	return out[0], nil
-}
-
-// ReleaseLock frees the instance's lock if the run that holds it is over or has no record.
-func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
-	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
-	if errors.Is(err, redis.Nil) {
-		return nil
-	}
-	if err == nil || redis.HasErrorPrefix(err, "WRONGTYPE") {
-		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
-	}
-	if err != nil {
-		return fmt.Errorf("look whether the instance's lock is to be freed: %w", err)
-	}
-	return nil
 }

@@ -63,7 +63,8 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 		if late > l.CloseAfter {
 			return run.Failed, tooLong
 		}
-		if r.e.p.Now().Sub(s.moved) > l.CloseAfter {
+		// On another node it may be a machine that is starting again; then that goes on from there.
+		if rec.Node == r.e.p.Node && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
 			return run.Failed, fmt.Sprintf("the attempt that makes the set final has given no sign for %s: its worker is frozen, or its disk hangs", l.CloseAfter)
 		}
 		return "", ""
@@ -151,7 +152,7 @@ func (r *Reconciler) lookBeforeClosing(rec run.Record) (*set.Manifest, string) {
 		why string
 	}
 	got := make(chan answer, 1)
-	err := r.disk.at("close "+rec.ID, closeLook, func() error {
+	err := r.disk.at("close "+rec.ID, min(closeLook, r.e.p.Limits.CloseAfter), func() error {
 		m, err := r.e.p.Dir.Standing(rec.ID, set.ID(rec.Set))
 		if err != nil {
 			got <- answer{nil, err.Error()}

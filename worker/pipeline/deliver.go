@@ -41,7 +41,7 @@ func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 		return e.unlocked(ctx, r, err)
 	}
 	defer lock.Release()
-	r, ok, err := e.claim(ctx, r)
+	r, ok, err := e.claimAs(ctx, r, run.NewToken())
 	if err != nil || !ok {
 		return err
 	}
@@ -64,12 +64,11 @@ func (e *Engine) unlocked(ctx context.Context, r run.Record, err error) error {
 	return e.again(ctx, r, e.erred(r, err))
 }
 
-// claim makes this worker's attempt the holder of the stage; false: there is nothing
+// claimAs makes this worker's attempt, with the token, the holder of the stage; false: there is nothing
 // to do. The caller holds the run's lock.
-func (e *Engine) claim(bg context.Context, r run.Record) (run.Record, bool, error) {
+func (e *Engine) claimAs(bg context.Context, r run.Record, token string) (run.Record, bool, error) {
 	ctx, stop := e.untilStopped(bg)
 	defer stop()
-	token := run.NewToken()
 	var c run.Claim
 	err := e.untilAnswer(ctx, r.ID, func(ctx context.Context) (err error) {
 		if c, err = e.p.Store.Claim(ctx, r.ID, r.Stage, r.Generation, e.p.Node, token, e.p.Limits.Timeout); err == nil {

@@ -49,6 +49,8 @@ type Params struct {
 	Ended func(ctx context.Context)
 	// Others do the tasks of other types, beside the stages.
 	Others map[string]Handler
+	// Boot names the kernel that runs the worker; by default it says so itself.
+	Boot string
 	// Pulse is how often an attempt reports and looks for a cancel. Default 500 ms.
 	Pulse time.Duration
 	// StopWithin is how long Shutdown waits for what does not end. Default 30 s.

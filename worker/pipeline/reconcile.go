@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"catalog-backup/shared/health"
@@ -85,14 +86,15 @@ func (r *Reconciler) Shutdown() {
 
 // complain logs what a look came to grief on, once as long as it stays the same.
 func (r *Reconciler) complain(err error) {
-	text := ""
-	if err != nil {
-		text = r.e.text(err)
+	if err == nil {
+		r.last = ""
+		return
 	}
-	if text != "" && text != r.last {
+	text := r.e.text(err)
+	if same, _, _ := strings.Cut(text, "goroutine "); same != r.last { // a panic's stack is never the same
+		r.last = same
 		r.e.p.Log.WithField("error", text).Warn("the reconciler could not look after all runs; it tries on")
 	}
-	r.last = text
 }
 
 // Look goes over all open runs of the instance once.
@@ -133,27 +135,39 @@ func (r *Reconciler) forget(open []string) {
 	}
 }
 
+// first tells whether nothing of that kind was logged of an open run before.
+func (r *Reconciler) first(what string) bool {
+	before := r.told[what]
+	r.told[what] = true
+	return !before
+}
+
 func (r *Reconciler) lookAt(ctx context.Context, id string, now time.Time, leader bool) error {
 	rec, err := r.e.p.Store.Get(ctx, id)
 	if err != nil || rec.State.Over() {
 		return err
 	}
 	for _, odd := range rec.Odd {
-		if !r.told[id+odd] {
-			r.told[id+odd] = true
+		if r.first(id + odd) {
 			r.e.p.Log.WithField("run", id).Error("a field of the run's record is of another shape and counts as missing: " + odd)
 		}
 	}
 	s := r.see(rec)
 	var errs []error
-	if rec.Node == r.e.p.Node && !r.e.isLive(id) {
+	own := rec.Node == r.e.p.Node
+	if own && !r.e.isLive(id) {
 		errs = append(errs, r.deadAttempt(ctx, rec, now))
 	}
-	if rec.Ending != "" {
+	switch {
+	case rec.Ending != "":
 		errs = append(errs, r.closeLate(ctx, rec, now, leader, s))
+	case own || leader:
+		if how, why := r.overdue(rec, now, s); how != "" {
+			return errors.Join(append(errs, r.e.stopRun(ctx, rec, how, why))...)
+		}
 	}
 	if leader {
-		errs = append(errs, r.lead(ctx, rec, now, s))
+		errs = append(errs, r.lead(ctx, rec, now))
 	}
 	return errors.Join(errs...)
 }
@@ -193,15 +207,10 @@ func (r *Reconciler) takeUp(ctx context.Context, rec run.Record, now time.Time) 
 	return r.e.crashed(ctx, fresh)
 }
 
-// lead ends a run whose time is over, and looks at the task of its current generation.
-func (r *Reconciler) lead(ctx context.Context, rec run.Record, now time.Time, s *sight) error {
+// lead fails a run whose node is lost, and looks at the task of its current generation.
+func (r *Reconciler) lead(ctx context.Context, rec run.Record, now time.Time) error {
 	if lost, err := r.nodeLost(ctx, rec, now); lost || err != nil {
 		return err
-	}
-	if rec.Ending == "" {
-		if how, why := r.overdue(rec, now, s); how != "" {
-			return r.e.stopRun(ctx, rec, how, why)
-		}
 	}
 	id := task.ID(rec.Epoch, task.Payload{Run: rec.ID, Instance: rec.Instance, Stage: rec.Stage, Generation: rec.Generation})
 	queue := task.Queue(rec.Instance, rec.Node)
@@ -241,8 +250,10 @@ func (r *Reconciler) hurry(queue string, rec run.Record, now time.Time, info *as
 	if off := info.NextProcessAt.Sub(now); off < skew && off > -skew {
 		return nil
 	}
-	r.e.p.Log.WithFields(logrus.Fields{"run": rec.ID, "stage": rec.Stage}).Warn("the task is due, but lies in the queue until " +
-		info.NextProcessAt.UTC().Format(time.RFC3339) + ": the clock of a worker's host is wrong; handing it out")
+	if r.first("hurry " + info.ID) {
+		r.e.p.Log.WithFields(logrus.Fields{"run": rec.ID, "stage": rec.Stage}).Warn("the task is due, but lies in the queue until " +
+			info.NextProcessAt.UTC().Format(time.RFC3339) + ": the clock of a worker's host is wrong; handing it out")
+	}
 	return r.inspector.RunTask(queue, info.ID)
 }
 

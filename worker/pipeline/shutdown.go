@@ -26,11 +26,7 @@ func (w *Worker) Shutdown() {
 	if len(late) > 0 {
 		w.p.Log.Errorf("the worker ends, though these do not: %s (%s); what they left is taken up by the next worker", strings.Join(late, ", "), w.engine.underWay())
 	}
-	out, cancelOut := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancelOut()
-	if err := w.p.Store.SignOut(out, w.p.Instance, w.who.ID); err != nil {
-		w.p.Log.WithError(err).Debug("could not sign out")
-	}
+	w.near.leave()
 }
 
 // within does all parts at once and names those that have not ended when ctx has.
