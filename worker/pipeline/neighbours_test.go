@@ -205,6 +205,37 @@ func TestWorkersGoOnLooking(t *testing.T) {
 	}
 }
 
+// Of two that do not see each other's locks it is always the later one that refuses.
+func TestTheLaterOneRefuses(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	ctx := context.Background()
+	var two []*neighbours
+	for _, name := range []string{"b", "a"} { // neither the name nor the time of the look decides
+		o := g.opts
+		g.apart(name)(&o)
+		n := newNeighbours(Params{Store: g.store, Instance: o.Instance, Now: time.Now, Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}},
+			run.Worker{ID: "worker-" + name, Node: o.Node, Host: name, Neighbour: run.Neighbour{Boot: name}})
+		var err error
+		n.lock, err = n.p.Dir.NewWorkerLock(n.who.ID)
+		require.NoError(t, err)
+		n.renew()
+		n.who.Joined, err = g.store.Join(ctx, o.Instance, n.who)
+		require.NoError(t, err)
+		two = append(two, n)
+	}
+	g.eventually(10*time.Second, "the later one refuses", func() bool {
+		for _, n := range two {
+			require.NoError(t, g.store.SignIn(ctx, g.opts.Instance, n.shown()))
+		}
+		_, refused := two[1].look(ctx, time.Second)
+		certain, err := two[0].look(ctx, time.Second)
+		require.NoError(t, err)
+		require.True(t, certain)
+		return refused != nil
+	})
+}
+
 // Workers of an earlier version show no lock: they are believed where no other host can
 // share the file system, and on the same host.
 func TestWorkerOfAnEarlierVersion(t *testing.T) {
