@@ -280,7 +280,8 @@ func TestWorkerOfAnEarlierVersion(t *testing.T) {
 	require.False(t, strings.Contains(err.Error(), "\n"))
 }
 
-// What killed workers leave is swept by the next, at once.
+// On the host of a killed worker the next begins at once, though Redis shows the dead one
+// still; what that left is swept as soon as Redis does not.
 func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
@@ -288,7 +289,13 @@ func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	left := g.workerLocks(g.opts)
 	require.Len(t, left, 2)
 	a.kill9()
-	require.NoError(t, g.store.SignOut(context.Background(), g.opts.Instance, g.live()["a"].ID)) // as after 12 s
+	dead := g.live()["a"].ID
+	g.begun(onHost("a")).term(t)
+	in, err := g.store.SignedIn(context.Background(), g.opts.Instance, dead)
+	require.NoError(t, err)
+	require.True(t, in, "it did not wait until the sign of the dead one was over")
+	require.Equal(t, left, g.workerLocks(g.opts))
+	require.NoError(t, g.store.SignOut(context.Background(), g.opts.Instance, dead)) // as after 12 s
 	g.worker(onHost("b"))
 	g.eventually(10*time.Second, "they are swept", func() bool { return len(g.workerLocks(g.opts)) == 2 && g.workerLocks(g.opts)[0] != left[0] })
 	for _, path := range g.workerLocks(g.opts) { // somebody tidies up
