@@ -155,7 +155,7 @@ func (s waiting) wait(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) prepare(ctx context.Context, a *Attempt) error {
-	in, err := s.dir.Reserve(a.Run.ID, "1.2.3", time.Now())
+	in, _, err := s.dir.Reserve(ctx, a.Run.ID, "1.2.3", time.Now())
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.dir.Recover(ctx, a.Run.ID, true); err != nil || ok {
+	if ok, err := s.dir.Recover(a.Run.ID, true); err != nil || ok {
 		return err
 	}
 	part := func(final string, content []byte) dump.CommitFile {
