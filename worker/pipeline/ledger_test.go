@@ -28,6 +28,7 @@ type ledger struct {
 	places map[int32]string // watch → directory, by a path that no fault takes away
 	sets   map[string]entry // place/manifest
 	broken []string
+	again  bool // Redis was rolled back: a run that was over may be open again, and make a second set
 }
 
 type entry struct {
@@ -106,7 +107,7 @@ func (l *ledger) event(wd int32, mask uint32, name string) {
 			}
 		}
 		for _, o := range l.sets {
-			if e.run != "" && o.run == e.run {
+			if !l.again && e.run != "" && o.run == e.run {
 				l.broken = append(l.broken, fmt.Sprintf("run %s committed two sets, %s and %s", e.run, o.id, id))
 			}
 		}
@@ -161,4 +162,10 @@ func (e entry) stands(size int) error {
 		return fmt.Errorf("the archive has another content (%d bytes)", len(got))
 	}
 	return nil
+}
+
+func (l *ledger) rolledBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.again = true
 }

@@ -85,6 +85,7 @@ func (s *soakGround) rollBack() func() {
 	if s.then == "" || s.broken("Redis") {
 		return nil
 	}
+	s.ledger.rolledBack()
 	require.NoError(s.t, s.redis.Rollback(s.then))
 	return func() {}
 }
