@@ -56,10 +56,12 @@ func powerLoss(s *site, id string) {
 	s.killRedis()
 }
 
-func (s *site) killRedis() int {
+func (s *site) killRedis() int { return s.signalRedis(syscall.SIGKILL) }
+
+func (s *site) signalRedis(sig syscall.Signal) int {
 	n := 0
 	for pid := range s.redisProcesses() {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_ = syscall.Kill(pid, sig)
 		n++
 	}
 	return n
@@ -101,6 +103,8 @@ func kills() []kill {
 			mend: func(s *site) { require.NoError(s.t, s.pg.Start()) }, want: run.Succeeded},
 		{name: "embedded Redis, in postgres", stage: "postgres", after: time.Second, do: redisKilled, want: run.Succeeded},
 		{name: "embedded Redis, in archive", stage: "archive", after: 50 * time.Millisecond, do: redisKilled, want: run.Succeeded},
+		{name: "embedded Redis frozen for two seconds, in archive", stage: "archive", after: 50 * time.Millisecond, do: func(s *site, _ string) { s.signalRedis(syscall.SIGSTOP) },
+			mend: func(s *site) { time.Sleep(2 * time.Second); s.signalRedis(syscall.SIGCONT) }, want: run.Succeeded},
 		{name: "broker, in eventbus, back after a second", stage: "eventbus", hang: true, do: func(s *site, _ string) { require.NoError(s.t, s.bus.Kill9()) },
 			mend: func(s *site) { time.Sleep(time.Second); require.NoError(s.t, s.bus.Start()) }, want: run.Succeeded},
 		{name: "broker, in postgres, away for good", stage: "postgres", do: func(s *site, _ string) { require.NoError(s.t, s.bus.Kill9()) }, want: run.Failed},

@@ -122,6 +122,18 @@ func (s *soakGround) replace(i int, sig syscall.Signal) {
 	s.slots[i] = s.start()
 }
 
+// supervise starts a worker again that has ended by itself, e.g. since there was no
+// Redis when it began.
+func (s *soakGround) supervise() {
+	for i, w := range s.slots {
+		select {
+		case <-w.waited:
+			s.slots[i] = s.start()
+		default:
+		}
+	}
+}
+
 // allEnded asserts that the workers that were replaced are gone.
 func (s *soakGround) allEnded() {
 	s.t.Helper()

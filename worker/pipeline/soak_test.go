@@ -125,6 +125,7 @@ func (s *soakGround) through(id, disk string) (run.Record, bool) {
 	for time.Since(begin) < 2*soakTimeout {
 		time.Sleep(time.Duration(20+s.dice.IntN(150)) * time.Millisecond)
 		s.mend(false, false)
+		s.supervise()
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		r, err := s.store.Get(ctx, id)
 		if err == nil && time.Since(begin) > cancelAt && !r.Cancel {
@@ -153,6 +154,7 @@ func (s *soakGround) over(id string) (run.Record, bool) {
 	s.t.Helper()
 	deadline := time.Now().Add(soakTimeout + soakClose + soakSlack)
 	for {
+		s.supervise()
 		r, err := s.store.Get(context.Background(), id)
 		if errors.Is(err, run.ErrNotFound) {
 			return r, false
@@ -183,6 +185,7 @@ func (s *soakGround) calm(ids []string) {
 	require.Equal(s.t, run.Succeeded, r.State, "the run after all faults: %s", r.Error)
 	deadline := time.Now().Add(soakSlack)
 	for left := s.left(); len(left) > 0; left = s.left() {
+		s.supervise()
 		require.True(s.t, time.Now().Before(deadline), "left on disk: %v", left)
 		time.Sleep(50 * time.Millisecond)
 	}
