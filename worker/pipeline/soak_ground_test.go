@@ -30,6 +30,7 @@ type soakGround struct {
 	disk   string // the small file system that can be filled
 	then   string // a snapshot of Redis; "" = none yet
 	skewed bool
+	hard   int // how much breaks, from 2 to 9
 	faults []*fault
 	done   map[string]int
 	// apart says that temp was away while this run was open: two attempts may then hold

@@ -63,7 +63,7 @@ func TestSoak(t *testing.T) {
 func season(t *testing.T, disk string, seed uint64, runs int, states, faults map[string]int) {
 	s := newSoakGround(t, disk, seed)
 	defer func() { s.mend(true, true) }() // nobody can end a worker that hangs
-	s.skewed = s.dice.IntN(3) == 0
+	s.skewed, s.hard = s.dice.IntN(3) == 0, 2+s.dice.IntN(8)
 	ids := []string{}
 	for range runs {
 		s.apart = slices.ContainsFunc(s.faults, func(f *fault) bool { return strings.HasPrefix(f.name, "temp") })
@@ -135,13 +135,11 @@ func (s *soakGround) through(id, disk string) (run.Record, bool) {
 		if err == nil && r.State.Over() || errors.Is(err, run.ErrNotFound) {
 			break
 		}
-		switch s.dice.IntN(6) {
-		case 0:
+		switch n := s.dice.IntN(12); {
+		case n < 2:
 			s.remember()
-		case 1, 2:
-			if len(s.faults) < 3 {
-				s.breakSomething(disk)
-			}
+		case n < 3+s.hard && len(s.faults) <= s.hard/2:
+			s.breakSomething(disk)
 		}
 	}
 	s.mend(true, false)
