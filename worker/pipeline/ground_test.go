@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,6 +52,8 @@ func TestMain(m *testing.M) {
 		o.run()
 		os.Exit(0)
 	}
+	flag.Parse()
+	_ = flag.Set("test.parallel", "6") // those that may mostly wait
 	os.Exit(m.Run())
 }
 
