@@ -255,3 +255,33 @@ func TestRunThatNobodyBegins(t *testing.T) {
 	require.NoError(t, in.UnpauseQueue("catalog"))
 	g.another()
 }
+
+// The run's node is away in the middle of its end: the leader, on another node, closes it
+// without a look, long before the node counts as lost.
+func TestOtherNodeClosesTheRun(t *testing.T) {
+	g := impatient(t)
+	g.control("hold-postgres", "")
+	w := g.worker()
+	r := g.begin()
+	g.waitStage(r.ID, "postgres")
+	w.kill9()
+	g.worker(func(o *workerOptions) { o.Node, o.Dump, o.Temp = "node2", t.TempDir(), t.TempDir() })
+	g.cancel(r)
+	r = g.waitOver(r.ID, run.Cancelled, 15*time.Second)
+	require.Contains(t, r.Error, "no worker of node node1 closed it")
+	g.free("hold-postgres")
+	g.another()
+	g.worker()
+	g.gone(r)
+}
+
+// What does not end when the worker is stopped is named, and not waited for.
+func TestShutdownWaitsOnlySoLong(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	never, ended := make(chan struct{}), false
+	late := within(ctx, map[string]func(){"a verification": func() { <-never }, "the reconciler": func() { ended = true }})
+	require.Equal(t, []string{"a verification"}, late)
+	require.True(t, ended)
+	close(never)
+}
