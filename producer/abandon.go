@@ -164,7 +164,8 @@ func (c *connection) left(ctx context.Context, r run.Record) []string {
 			}
 		}
 	}
-	return []string{filepath.Join(c.config.Backup.TempDir, r.ID), filepath.Join(dump, "pgbackrest", r.ID+".*"),
+	return []string{filepath.Join(c.config.Backup.TempDir, r.ID), filepath.Join(c.config.Backup.TempDir, "."+r.ID+".lock"),
+		filepath.Join(dump, "pgbackrest", r.ID+".*"),
 		filepath.Join(dump, ".*."+r.ID+".*.part"), filepath.Join(dump, "."+r.ID+".intent")}
 }
 

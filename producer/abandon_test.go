@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -104,34 +103,49 @@ func TestAbandonAtEveryPoint(t *testing.T) {
 	}
 }
 
-// The question on a real terminal, while a worker lives that could obey a cancel.
+// asked starts `abandon` on a real terminal and types an answer after meanwhile.
+func asked(s *site, id, typed string, meanwhile func()) (out string, code int) {
+	s.t.Helper()
+	master, tty := openTerminal(s.t, 200)
+	cmd := s.command("abandon", id)
+	var b lab.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, &b, &b
+	require.NoError(s.t, cmd.Start())
+	require.NoError(s.t, tty.Close())
+	require.Eventually(s.t, func() bool { return strings.Contains(b.String(), "Type the run's id to abandon it: ") }, patience, 10*time.Millisecond)
+	meanwhile()
+	_, err := master.WriteString(typed)
+	require.NoError(s.t, err)
+	_ = cmd.Wait()
+	return b.String(), cmd.ProcessState.ExitCode()
+}
+
+// The question, while a worker lives that could obey a cancel.
 func TestAbandonAsksOnATerminal(t *testing.T) {
 	s := newSite(t)
 	require.NoError(t, s.store.SignIn(context.Background(), "catalog", run.Worker{ID: "w1", Node: "host1"}))
 	r := begun(s)
-	for _, c := range []struct {
-		typed string
-		code  int
-		state run.State
-	}{{"y\n", exit.Other, run.Running}, {r.ID + "\n", exit.Good, run.Failed}} {
-		master, tty := openTerminal(t, 200)
-		cmd := s.command("abandon", r.ID)
-		var out lab.Buffer
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, &out, &out
-		require.NoError(t, cmd.Start())
-		require.NoError(t, tty.Close())
-		require.Eventually(t, func() bool { return strings.Contains(out.String(), "Type the run's id to abandon it: ") }, patience, 10*time.Millisecond)
-		require.Contains(t, out.String(), "`cancel "+r.ID+"` stops the run in good order")
-		_, err := master.WriteString(c.typed)
-		require.NoError(t, err)
-		err = cmd.Wait()
-		code := 0
-		if err != nil {
-			code = err.(*exec.ExitError).ExitCode()
-		}
-		require.Equal(t, c.code, code, out.String())
-		require.Equal(t, c.state, s.reload(r.ID).State)
+	nothing := func() {}
+	for _, typed := range []string{"y\n", "\n", r.ID[:8] + "\n", "\x04"} {
+		out, code := asked(s, r.ID, typed, nothing)
+		require.Equal(t, exit.Other, code, "%q: %s", typed, out)
+		require.Contains(t, out, "`cancel "+r.ID+"` stops the run in good order")
+		require.Equal(t, run.Running, s.reload(r.ID).State)
 	}
+	out, code := asked(s, r.ID, r.ID+"\n", nothing)
+	require.Zero(t, code, out)
+	require.Equal(t, run.Failed, s.reload(r.ID).State)
+}
+
+// A run that ends well while the person thinks has its set: the record decides.
+func TestAbandonComesTooLate(t *testing.T) {
+	s := newSite(t)
+	r := begun(s)
+	out, code := asked(s, r.ID, r.ID+"\n", func() { s.succeed(r, facts) })
+	require.Equal(t, exit.Other, code, out)
+	require.Contains(t, out, "has ended already: succeeded")
+	require.Equal(t, run.Succeeded, s.reload(r.ID).State)
+	require.Empty(t, s.reload(r.ID).Error)
 }
 
 func TestForget(t *testing.T) {

@@ -12,7 +12,7 @@ var oddFields = map[string][]string{
 	"attempt:1": {"no JSON", "null", "[]", "7", `{"stage":5}`, `{"stage":"prepare","attempt":1e999}`, `{"stage":"prepare","started":{}}`, `{"stage":"prepare","attempt":"one"}`},
 	"attempt:x": {"{}"}, "attempt:99999999999999999999": {"{}"},
 	"generation": {"", "abc", "-1", "1.5", "nan", "1e400", "99999999999999999999"},
-	"claimed":    {"", "abc", "-1"}, "fence": {"", "abc", "nan", "1.5"}, "holder": {"", "abc", "x-y"},
+	"claimed":    {"", "abc", "-1"}, "fence": {"", "abc", "nan", "1.5"}, "holder": {"", "abc", "x-y", "1-", "01-token234", "+1-token234"},
 	"attempt": {"", "inf"}, "errors": {"abc", ""}, "crashes": {"abc"}, "interruptions": {"1e400"}, "cleanups": {"often"},
 	"created": {"", "yesterday"}, "updated": {"", "yesterday", "2026-01-01T00:00:1.2.3Z"}, "started": {"yesterday"}, "deadline": {"", "never"},
 	"not_before": {"soon"}, "ending_since": {"x"}, "cancel_since": {"x"}, "bytes_done": {"many"}, "bytes_total": {"-5"}, "rate": {"fast"},
@@ -161,6 +161,23 @@ func TestKeysOfAnotherType(t *testing.T) {
 		next := b.begin()
 		require.Equal(t, next.ID, b.locked())
 		require.NoError(t, b.rdb.FlushDB(ctx).Err())
+	}
+}
+
+// Lock and open runs are put right by the leader's look.
+func TestLockAndOpenRunsFitEachOther(t *testing.T) {
+	b := newBench(t)
+	over := succeeded(b)
+	require.NoError(t, b.rdb.SAdd(ctx, openKey(b.instance), over.ID, "20200101t000000z-aaaaaaaa", "x").Err())
+	require.NoError(t, b.ReleaseLock(ctx, b.instance))
+	require.Empty(t, b.locked())
+	require.Empty(t, must(b.Open(ctx, b.instance)), "a run that is over, or never was, keeps nobody waiting")
+
+	r := claimed(b)
+	for _, key := range []string{lockKey(b.instance), openKey(b.instance)} {
+		require.NoError(t, b.rdb.Del(ctx, key).Err())
+		require.NoError(t, b.ReleaseLock(ctx, b.instance))
+		require.Equal(t, r.ID, b.locked())
 	}
 }
 

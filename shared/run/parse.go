@@ -118,6 +118,7 @@ func (r *reader) generation() (generation, claimed int64) {
 // hold never falls: where the fence is damaged, it is that of the last attempt.
 func (r *reader) hold() Hold {
 	holder, ok := ParseHold(r.h["holder"])
+	ok = ok && holder.String() == r.h["holder"]
 	if !ok && r.h["holder"] != "" {
 		r.tell("holder", "%q is none", r.h["holder"])
 	}
