@@ -77,7 +77,11 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 	}
 	var errs []error
 	if in.Commit != nil && !stands {
-		errs = append(errs, d.takeBack(in))
+		err := d.takeBack(in)
+		if errors.Is(err, errCommitted) {
+			return false, fmt.Errorf("clean up run %s: %w", runID, err)
+		}
+		errs = append(errs, err)
 	}
 	for _, s := range d.stagings() {
 		errs = append(errs, s.remove(runID, everyHold))

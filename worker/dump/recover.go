@@ -138,9 +138,27 @@ func (d *Directory) complete(in Intent) (bool, error) {
 	return true, nil
 }
 
+// errCommitted means that an attempt committed while its commit was looked at.
+var errCommitted = errors.New("its set was committed meanwhile: look again")
+
 // takeBack removes our files from their final names. The intent stays as it is: to write
 // it anew would need room, and who comes after finds the files gone.
+//
+// The manifest's part goes first. An attempt may be at this very commit still, frozen or
+// with a lock that its file system lost: either it has given the manifest its name, and
+// nothing is taken back, or it can make no set any more.
 func (d *Directory) takeBack(in Intent) error {
+	manifest := in.Commit.Files[len(in.Commit.Files)-1]
+	err := ignoring(os.Remove(filepath.Join(d.Dump, manifest.Part)), fs.ErrNotExist)
+	if err == nil {
+		var stands bool
+		if stands, err = manifest.is(filepath.Join(d.Dump, manifest.Final)); stands {
+			err = errCommitted
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("take back the broken commit of set %s: %w", in.Set, err)
+	}
 	var errs []error
 	for _, f := range in.Commit.Files {
 		path := filepath.Join(d.Dump, f.Final)

@@ -205,6 +205,37 @@ func TestWorkersGoOnLooking(t *testing.T) {
 	}
 }
 
+// Of two that do not see each other's locks it is always the later one that refuses.
+func TestTheLaterOneRefuses(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	ctx := context.Background()
+	var two []*neighbours
+	for _, name := range []string{"b", "a"} { // neither the name nor the time of the look decides
+		o := g.opts
+		g.apart(name)(&o)
+		n := newNeighbours(Params{Store: g.store, Instance: o.Instance, Now: time.Now, Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}},
+			run.Worker{ID: "worker-" + name, Node: o.Node, Host: name, Neighbour: run.Neighbour{Boot: name}})
+		var err error
+		n.lock, err = n.p.Dir.NewWorkerLock(n.who.ID)
+		require.NoError(t, err)
+		n.renew()
+		n.who.Joined, err = g.store.Join(ctx, o.Instance, n.who)
+		require.NoError(t, err)
+		two = append(two, n)
+	}
+	g.eventually(10*time.Second, "the later one refuses", func() bool {
+		for _, n := range two {
+			require.NoError(t, g.store.SignIn(ctx, g.opts.Instance, n.shown()))
+		}
+		_, refused := two[1].look(ctx, time.Second)
+		certain, err := two[0].look(ctx, time.Second)
+		require.NoError(t, err)
+		require.True(t, certain)
+		return refused != nil
+	})
+}
+
 // Workers of an earlier version show no lock: they are believed where no other host can
 // share the file system, and on the same host.
 func TestWorkerOfAnEarlierVersion(t *testing.T) {
@@ -249,7 +280,8 @@ func TestWorkerOfAnEarlierVersion(t *testing.T) {
 	require.False(t, strings.Contains(err.Error(), "\n"))
 }
 
-// What killed workers leave is swept by the next, at once.
+// On the host of a killed worker the next begins at once, though Redis shows the dead one
+// still; what that left is swept as soon as Redis does not.
 func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
@@ -257,7 +289,13 @@ func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	left := g.workerLocks(g.opts)
 	require.Len(t, left, 2)
 	a.kill9()
-	require.NoError(t, g.store.SignOut(context.Background(), g.opts.Instance, g.live()["a"].ID)) // as after 12 s
+	dead := g.live()["a"].ID
+	g.begun(onHost("a")).term(t)
+	in, err := g.store.SignedIn(context.Background(), g.opts.Instance, dead)
+	require.NoError(t, err)
+	require.True(t, in, "it did not wait until the sign of the dead one was over")
+	require.Equal(t, left, g.workerLocks(g.opts))
+	require.NoError(t, g.store.SignOut(context.Background(), g.opts.Instance, dead)) // as after 12 s
 	g.worker(onHost("b"))
 	g.eventually(10*time.Second, "they are swept", func() bool { return len(g.workerLocks(g.opts)) == 2 && g.workerLocks(g.opts)[0] != left[0] })
 	for _, path := range g.workerLocks(g.opts) { // somebody tidies up
