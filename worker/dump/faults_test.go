@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -116,14 +117,18 @@ func TestCleanSurvivesEveryFault(t *testing.T) {
 			t.Parallel()
 			d := newFaulty(t)
 			var files []CommitFile
-			var stands bool
+			var stands, ended bool
 			var err error
+			d.EndLeftover = func(context.Context, string) error { ended = true; return nil }
 			must := c.cut == 5 || c.forward // nothing but a fault keeps the set from standing
-			d.each(t, c.errno, c.forever, func() { files = d.begin(t, c.cut) }, func() {
+			d.each(t, c.errno, c.forever, func() { files, ended = d.begin(t, c.cut), false }, func() {
 				stands, err = d.Clean(context.Background(), runID("a"), c.forward)
 			}, func(k int) {
 				if stands {
 					require.Equal(t, 5, d.whole(files), "operation %d: %v", k, err)
+				}
+				if _, gone := os.Stat(filepath.Join(d.behind.RunDir(runID("a")), "postgres.1-aaaaaaaa", "1.pid")); gone != nil {
+					require.True(t, ended, "operation %d: what a process writes into was removed under it", k)
 				}
 				if err == nil {
 					require.Equal(t, must, stands, "operation %d", k)
@@ -231,4 +236,37 @@ func TestStagingSurvivesEveryFault(t *testing.T) {
 		require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
 		require.NoDirExists(t, d.behind.PostgresParent())
 	})
+}
+
+// A server does a rename and its answer is lost: the caller sees an error, or that a file
+// is there already, which is its own.
+func TestRenameWhoseAnswerIsLost(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EEXIST, syscall.EIO} {
+		d := newFaulty(t)
+		for lost := range 5 {
+			files := d.begin(t, 0)
+			n := 0
+			d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+				if op.Kind == faultfs.Rename && strings.HasSuffix(op.Path, ".part") {
+					if n++; n == lost+1 {
+						if os.Rename(filepath.Join(d.fs.Backing, op.Path), filepath.Join(d.fs.Backing, op.To)) == nil {
+							return errno
+						}
+					}
+				}
+				return 0
+			})
+			err := d.Commit(runID("a"), files, yes)
+			d.fs.Hook(nil)
+			if errno == syscall.EEXIST {
+				require.NoError(t, err, "rename %d", lost)
+			} else {
+				require.Error(t, err)
+			}
+			stands, err := d.Clean(context.Background(), runID("a"), true)
+			require.NoError(t, err)
+			require.True(t, stands, "rename %d", lost)
+			requireOnly(t, d.behind, finals(files)...)
+		}
+	}
 }
