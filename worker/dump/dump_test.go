@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -282,27 +281,6 @@ func TestCommitNeverReplacesAFile(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
-
-func TestLock(t *testing.T) {
-	d := newDirectory(t)
-	_, err := d.Lock(runID("a"), false)
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	l, err := d.Lock(runID("a"), true)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o700), mode(t, d.RunDir(runID("a"))))
-	_, err = d.Lock(runID("a"), true)
-	require.ErrorIs(t, err, ErrHeld)
-	require.True(t, l.Holds())
-	require.NoError(t, os.RemoveAll(d.RunDir(runID("a"))))
-	require.False(t, l.Holds())
-	other, err := d.Lock(runID("a"), true)
-	require.NoError(t, err)
-	require.False(t, l.Holds(), "the directory of that name is another one")
-	other.Release()
-	l.Release()
-	_, err = d.Lock("../x", true)
-	require.Error(t, err)
-}
 
 func TestLeftoversAreOnlyOurs(t *testing.T) {
 	d := newDirectory(t)

@@ -14,7 +14,7 @@ import (
 // no record that says it failed.
 func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
 	left, err := d.Leftovers() // with an error: what could be read goes on
-	errs := []error{err}
+	errs := []error{err, d.RemoveLoneLocks()}
 	for _, id := range left {
 		errs = append(errs, sweepRun(ctx, store, d, id))
 	}

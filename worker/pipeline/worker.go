@@ -24,6 +24,8 @@ type Worker struct {
 	p         Params
 	rdb       *redis.Client
 	who       run.Worker
+	near      *neighbours
+	refused   chan error
 	engine    *Engine
 	server    *asynq.Server
 	reconcile *Reconciler
@@ -50,7 +52,7 @@ const (
 
 // New makes a worker on rdb, which the caller closes.
 func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
-	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1), refused: make(chan error, 1)}
 	p.Ended = func(context.Context) {
 		select {
 		case w.wake <- struct{}{}:
@@ -61,6 +63,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	client := asynq.NewClientFromRedisClient(rdb)
 	p.Enqueuer = task.NewEnqueuer(client, p.Now)
 	w.p = p
+	w.near = newNeighbours(p, who)
 	w.engine = NewEngine(p)
 	w.signing = health.NewBeat(p.Now)
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
@@ -78,22 +81,25 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	return w
 }
 
-// Start begins to work. Redis answers when it is called.
+// Start begins to work, once it is proved that this worker and the others of its node
+// see each other's locks. Redis answers when it is called.
 func (w *Worker) Start(ctx context.Context) error {
 	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
 		return err
 	}
-	if err := w.p.Store.SignIn(ctx, w.p.Instance, w.who); err != nil {
+	if err := w.near.join(ctx); err != nil {
 		return err
 	}
 	w.keepHouse(ctx)
 	if err := w.server.Start(asynq.HandlerFunc(w.handle)); err != nil {
+		w.near.leave()
 		return err
 	}
 	w.reconcile.Start()
 	w.signing.Turn()
 	w.wg.Add(2)
 	go w.signs()
+	w.near.watch(w.done, func(err error) { w.refused <- err })
 	go w.house()
 	return nil
 }
@@ -106,24 +112,9 @@ func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
 	return w.engine.ProcessTask(ctx, t)
 }
 
-// Shutdown takes no new task, lets attempts hand their stages on, and ends.
-func (w *Worker) Shutdown() {
-	w.stopping.Store(true)
-	w.server.Stop()
-	w.reconcile.Shutdown()
-	w.engine.Stop()
-	for _, h := range w.p.Others {
-		h.Stop()
-	}
-	close(w.done)
-	w.wg.Wait()
-	w.server.Shutdown()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if err := w.p.Store.SignOut(ctx, w.p.Instance, w.who.ID); err != nil {
-		w.p.Log.WithError(err).Debug("could not sign out")
-	}
-}
+// Refused gives the reason why this worker must be shut down: it came after another one
+// of its node that it was not to see then, and they do not see each other's locks.
+func (w *Worker) Refused() <-chan error { return w.refused }
 
 // freshEpoch proposes a name for a Redis that has none yet.
 func freshEpoch() string {
@@ -147,7 +138,7 @@ func (w *Worker) signs() {
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
 		_, err := w.p.Store.Epoch(ctx, freshEpoch())
 		if err == nil {
-			err = w.p.Store.SignIn(ctx, w.p.Instance, w.who)
+			err = w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown())
 		}
 		cancel()
 		if err != nil {
@@ -197,8 +188,12 @@ func (w *Worker) keepHouse(ctx context.Context) {
 // publish shows the sets of this node to the producers.
 func (w *Worker) publish(ctx context.Context) {
 	l, err := set.List(w.p.Dir.Dump)
+	var at time.Time
 	if err == nil {
-		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
+		at, err = w.p.Store.Time(ctx)
+	}
+	if err == nil {
+		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: at.UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
 	}
 	if err != nil {
 		w.p.Log.WithError(err).Warn("could not publish the list of sets")
