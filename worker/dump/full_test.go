@@ -188,7 +188,10 @@ func TestFullDiskInEveryWriteOfARun(t *testing.T) {
 			require.ErrorIs(t, err, unix.ENOSPC)
 		}
 		if err != nil {
+			lock, err := d.LockToClean(runID("a"))
+			require.NoError(t, err)
 			require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)), "%d bytes of room", room)
+			lock.Release()
 			requireOnly(t, d)
 		}
 	}
