@@ -87,10 +87,15 @@ func TestDumpDirectoryThatIsNotThere(t *testing.T) {
 	m, err = d.Standing(runID("a"), "") // a Redis that went back has forgotten the id
 	require.NoError(t, err)
 	require.NotNil(t, m)
-	require.NoError(t, removeWithin(d.Dump, func(name string) bool { return name == lockName }))
-	m, err = d.Standing(runID("a"), id)
-	require.NoError(t, err)
-	require.Nil(t, m)
+	intent := "." + runID("a") + intentSuffix
+	for _, proof := range []string{intent, lockName} { // either says that the directory is the one
+		require.NoError(t, os.Rename(filepath.Join(d.Dump, lockName), filepath.Join(d.Dump, proof)))
+		require.NoError(t, removeWithin(d.Dump, func(name string) bool { return name == proof }))
+		m, err = d.Standing(runID("a"), id)
+		require.NoError(t, err)
+		require.Nil(t, m)
+		require.NoError(t, os.Rename(filepath.Join(d.Dump, proof), filepath.Join(d.Dump, lockName)))
+	}
 }
 
 // What cannot be read is told, and the other left-overs are found all the same.
