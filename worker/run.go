@@ -118,7 +118,7 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 	return pipeline.Params{
 		Store: store, Dir: dir, Instance: c.Instance, Node: c.Node, Now: time.Now, Log: log, Mask: c.Mask,
 		Limits: pipeline.Limits{Errors: c.Queue.RetryErrors, Interruptions: c.Queue.RetryInterruptions, Crashes: c.Queue.RetryCrashes,
-			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace},
+			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace, Poll: c.Queue.Poll},
 		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
 			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
 		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),

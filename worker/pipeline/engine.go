@@ -26,6 +26,7 @@ type Limits struct {
 	Timeout                        time.Duration // of the whole run
 	NodeLostAfter                  time.Duration
 	RedisGrace                     time.Duration
+	Poll                           time.Duration // between two looks for a task in the queues; 0 = 100 ms
 }
 
 // Params are what an Engine works with.

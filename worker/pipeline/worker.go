@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,8 +37,8 @@ type Worker struct {
 }
 
 const (
-	// checkInterval bounds how long a task waits between two stages.
-	checkInterval = 100 * time.Millisecond
+	// defaultPoll is Limits.Poll where it is not set.
+	defaultPoll   = 100 * time.Millisecond
 	lookInterval  = time.Second
 	signInterval  = 4 * time.Second
 	sweepInterval = time.Minute
@@ -50,6 +52,9 @@ const (
 
 // New makes a worker on rdb, which the caller closes.
 func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
+	if p.Limits.Poll == 0 {
+		p.Limits.Poll = defaultPoll
+	}
 	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	p.Ended = func(context.Context) {
 		select {
@@ -58,16 +63,15 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 		}
 	}
 	p.Publish = w.publish
-	client := asynq.NewClientFromRedisClient(rdb)
-	p.Enqueuer = task.NewEnqueuer(client, p.Now)
+	p.Enqueuer = task.NewEnqueuer(rdb, p.Now)
 	w.p = p
 	w.engine = NewEngine(p)
 	w.signing = health.NewBeat(p.Now)
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
 	w.server = asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Concurrency:              4,
-		Queues:                   map[string]int{task.Queue(p.Instance, ""): 1, task.Queue(p.Instance, p.Node): 2},
-		TaskCheckInterval:        checkInterval,
+		Queues:                   w.queues(),
+		TaskCheckInterval:        p.Limits.Poll,
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
 		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return busyDelay },
 		IsFailure:                func(error) bool { return false }, // our own budgets count
@@ -78,12 +82,14 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	return w
 }
 
+// queues are those that the worker serves, with their weights.
+func (w *Worker) queues() map[string]int {
+	return map[string]int{task.Queue(w.p.Instance, ""): 1, task.Queue(w.p.Instance, w.p.Node): 2}
+}
+
 // Start begins to work. Redis answers when it is called.
 func (w *Worker) Start(ctx context.Context) error {
-	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
-		return err
-	}
-	if err := w.p.Store.SignIn(ctx, w.p.Instance, w.who); err != nil {
+	if err := w.sign(ctx); err != nil {
 		return err
 	}
 	w.keepHouse(ctx)
@@ -132,7 +138,19 @@ func freshEpoch() string {
 	return hex.EncodeToString(b)
 }
 
-// signs repeats that the worker is there, and gives an emptied Redis a new epoch.
+// sign says that the worker is there. An emptied Redis gets a new epoch by it, and
+// knows the worker's queues again.
+func (w *Worker) sign(ctx context.Context) error {
+	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
+		return err
+	}
+	if err := task.Publish(ctx, w.rdb, slices.Collect(maps.Keys(w.queues()))...); err != nil {
+		return err
+	}
+	return w.p.Store.SignIn(ctx, w.p.Instance, w.who)
+}
+
+// signs repeats it.
 func (w *Worker) signs() {
 	defer w.wg.Done()
 	t := time.NewTicker(signInterval)
@@ -145,10 +163,7 @@ func (w *Worker) signs() {
 		}
 		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
-		_, err := w.p.Store.Epoch(ctx, freshEpoch())
-		if err == nil {
-			err = w.p.Store.SignIn(ctx, w.p.Instance, w.who)
-		}
+		err := w.sign(ctx)
 		cancel()
 		if err != nil {
 			w.p.Log.WithError(err).Warn("Redis does not answer; trying on")
