@@ -57,6 +57,21 @@ func TestAPlanThatComesBackBeginsThen(t *testing.T) {
 	}
 }
 
+// The same within the time between two signs of life.
+func TestAPlanThatComesBackAtOnce(t *testing.T) {
+	y := newYard(t, "2026-11-23T01:29:58Z", one(half, ""))
+	h := y.scheduler("a").run()
+	defer h.end()
+	for _, step := range [][2]string{{"2026-11-23T01:29:59Z", one(late, "")}, {"2026-11-23T01:30:01Z", one(half, "")}} {
+		y.at(step[0], 1)
+		y.write(step[1])
+		h.Reload()
+		y.asleep(1)
+	}
+	y.at("2026-11-23T01:30:02Z", 1)
+	require.Empty(t, y.enqueued())
+}
+
 // What was in force all along is caught up, whatever changed beside its times.
 func TestWhatStaysInForceIsCaughtUp(t *testing.T) {
 	y := newYard(t, "2026-11-23T00:50:00Z", one(half, ""))
