@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"catalog-backup/shared/config"
@@ -39,7 +38,8 @@ func runCommand(g *globals) *cobra.Command {
 		Short: "The daemon: take runs out of the queue and make sets",
 		Long: `The daemon. It takes the runs of its instance out of the queue, makes the sets,
 cleans up after failures, and with redis: embedded keeps the Redis server too.
-SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.
+SIGTERM, SIGINT and SIGHUP hand a stage that is under way on to the next worker; it
+counts as no failure. Under nohup SIGHUP is ignored.
 With --json the log is JSON, a line an event, on stderr.`,
 		Example: "  worker run --config /etc/catalog-backup/config.yaml",
 		Args:    exit.Args(cobra.NoArgs),
@@ -59,9 +59,10 @@ With --json the log is JSON, a line an event, on stderr.`,
 	}
 }
 
-// daemon runs until SIGTERM or SIGINT.
+// daemon runs until a signal ends it.
 func daemon(ctx context.Context, c *config.Config) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	exit.OutliveReader()
+	ctx, stop := signal.NotifyContext(ctx, exit.Ends()...)
 	defer stop()
 	log := c.Log.Logger(os.Stderr)
 	limitMemory()
@@ -105,7 +106,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	v.worker.Store(w)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
 	<-ctx.Done()
-	stop() // a second signal ends at once
+	stop() // a second SIGTERM or SIGINT ends at once
 	log.Info("stopping: a stage under way is handed on")
 	w.Shutdown()
 	return nil
