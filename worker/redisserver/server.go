@@ -202,6 +202,9 @@ func (s *Server) own(ctx, run context.Context) error {
 	if info, err := os.Lstat(s.Socket); err == nil && info.Mode().Type() != os.ModeSocket {
 		return stage.Permanentf("%s is there and no socket; redis-server would delete it: move it away or set another socket", s.Socket)
 	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
 	if err := s.writeConfig(); err != nil {
 		return err
 	}
