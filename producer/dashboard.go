@@ -57,7 +57,7 @@ func (a *app) serve(ctx context.Context, c *connection) error {
 	if err != nil {
 		return err
 	}
-	h := health.New(health.Options{Program: "dashboard", Version: exit.Version, Redis: c.rdb, Where: task.Where(c.config), Mask: c.config.Mask, Now: a.now})
+	h := health.New(health.Options{Program: "dashboard", Version: exit.Version, Redis: c.rdb, Where: task.Where(c.config), Mask: c.config.Mask})
 	defer h.Shutdown()
 	o.Health, o.Ready, o.Metrics = h, h, h
 	s, err := dashboard.New(o)

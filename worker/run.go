@@ -99,17 +99,25 @@ func daemon(ctx context.Context, c *config.Config) error {
 	if err := priority(c).Apply(); err != nil {
 		return fmt.Errorf("apply archive.nice and archive.io_class: %w", err)
 	}
+	warnOfMounts(c, log)
 	w := pipeline.New(params(c, rdb, log), rdb, whoami(c))
 	if err := w.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before it began
+		}
 		return fmt.Errorf("start the worker: %w", err)
 	}
 	v.worker.Store(w)
 	log.WithFields(logrus.Fields{"instance": c.Instance, "node": c.Node, "version": exit.Version}).Info("the worker is ready")
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case err = <-w.Refused():
+		err = fmt.Errorf("stop the worker, a stage under way is handed on: %w", err)
+	}
 	stop() // a second SIGTERM or SIGINT ends at once
 	log.Info("stopping: a stage under way is handed on")
 	w.Shutdown()
-	return nil
+	return err
 }
 
 func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {
@@ -119,7 +127,8 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 	return pipeline.Params{
 		Store: store, Dir: dir, Instance: c.Instance, Node: c.Node, Now: time.Now, Log: log, Mask: c.Mask,
 		Limits: pipeline.Limits{Errors: c.Queue.RetryErrors, Interruptions: c.Queue.RetryInterruptions, Crashes: c.Queue.RetryCrashes,
-			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace, Poll: c.Queue.Poll},
+			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace,
+			CloseAfter: c.Queue.CloseAfter, Poll: c.Queue.Poll},
 		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
 			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
 		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),

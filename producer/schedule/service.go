@@ -35,8 +35,10 @@ type Params struct {
 	Parse func(text []byte) (*config.Config, error)
 	Redis *redis.Client // closed by the caller
 	Clock Clock
-	Log   logrus.FieldLogger
-	Who   schedule.Scheduler
+	// RunClock is what the records of runs are written by. nil, as in the program, is Redis's.
+	RunClock func() time.Time
+	Log      logrus.FieldLogger
+	Who      schedule.Scheduler
 	// FreshEpoch proposes a name for a Redis that has none.
 	FreshEpoch func() string
 	// Again is how often a tick that waits looks whether it can go on. Default 5 s.
@@ -90,7 +92,7 @@ func New(p Params) *Service {
 		p.Again = 5 * time.Second
 	}
 	now := p.Clock.Now
-	runs := run.NewStore(p.Redis, now, p.Config.Queue.KeepRuns)
+	runs := run.NewStore(p.Redis, p.RunClock, p.Config.Queue.KeepRuns)
 	s := &Service{p: p, instance: p.Config.Instance, runs: runs, store: schedule.NewStore(p.Redis, p.Config.Instance, now),
 		inspector: asynq.NewInspectorFromRedisClient(p.Redis), starter: start.New(p.Redis, runs, now), plans: schedule.Plans(p.Config),
 		reload: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{})}

@@ -57,7 +57,7 @@ func TestTheSpecificationsExample(t *testing.T) {
 		Archive:  Archive{Level: 1, IOClass: "normal"},
 		Backup:   Backup{DumpDir: "/data2/backup", TempDir: "/data2/tmp", Timeout: 6 * time.Hour, PgBackRest: true},
 		Queue: Queue{RetryErrors: 3, RetryInterruptions: 50, RetryCrashes: 5, Backoff: 10 * time.Second, NodeLostAfter: time.Hour,
-			RedisGrace: 10 * time.Minute, Poll: 100 * time.Millisecond, KeepRuns: 90 * 24 * time.Hour},
+			RedisGrace: 10 * time.Minute, Poll: 100 * time.Millisecond, CloseAfter: 10 * time.Minute, KeepRuns: 90 * 24 * time.Hour},
 		Schedule:  Schedule{CatchUp: time.Hour, Overlap: "skip"},
 		Log:       Log{Level: "info", Format: "text"},
 		Dashboard: Dashboard{Listen: []string{"127.0.0.1:8980"}, Auth: "on", Username: "admin", MaxAge: 26 * time.Hour}}

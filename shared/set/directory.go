@@ -32,7 +32,8 @@ func DecodeManifest(r io.Reader, from string) (*Manifest, error) {
 	return m, err
 }
 
-// ReadHead reads the manifest at path without its list of files, which may be long.
+// ReadHead reads the manifest at path without its list of files, which may be long. Of
+// one that is refused, whose it is is given with the error where that could be read.
 func ReadHead(path string) (*Manifest, error) {
 	f, err := os.Open(path)
 	if err != nil {

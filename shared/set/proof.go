@@ -77,7 +77,11 @@ func ReadProofs(dir string, id ID) (Proofs, error) {
 		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxProofs {
+	fi, err := f.Stat()
+	if err != nil {
+		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxProofs {
 		return p, fmt.Errorf("read proofs of set %s: %s is no file of proofs; move it away, the next verify writes a new one", id, id.ProofName())
 	}
 	if err := p.decode(json.NewDecoder(f), string(id)); err != nil {
@@ -131,9 +135,13 @@ func (p *Proofs) decodeList(d *json.Decoder) error {
 }
 
 // AddProof writes one more proof beside the manifest of id in dir. Where the file
-// there is damaged, what could be read of it is kept.
+// there is damaged, what could be read of it is kept; where it cannot be read, it stays.
 func AddProof(dir string, id ID, p Proof) error {
-	all, _ := ReadProofs(dir, id)
+	all, err := ReadProofs(dir, id)
+	var failed *fs.PathError
+	if errors.As(err, &failed) {
+		return fmt.Errorf("write no proof over those that cannot be read now: %w", err)
+	}
 	all.Proofs = append(all.Proofs, *p.brief(provenDamage, provenText))
 	if n := len(all.Proofs); n > keptProofs {
 		all.Proofs = all.Proofs[n-keptProofs:]

@@ -173,7 +173,8 @@ func (s *Stream) end() error {
 
 // ScanManifest reads and checks a manifest; from says whence for errors. Its files go
 // to each, one after the other, and are not kept: Files.Entries stays empty. each
-// may be nil. A list before a head that is refused has been given to each by then.
+// may be nil. A list before a head that is refused has been given to each by then. Of a
+// manifest of another version, ErrUnknownVersion, what it is of is given with the error.
 func ScanManifest(r io.Reader, from string, each func(*File) error) (*Manifest, error) {
 	s := NewStream(io.LimitReader(r, maxManifest))
 	err := eachFile(s, each)
@@ -190,13 +191,24 @@ func ScanManifest(r io.Reader, from string, each func(*File) error) (*Manifest, 
 	case head.Format != FormatName:
 		return nil, fmt.Errorf("read manifest %s: its format is %q, not %q: this is no manifest of a backup set", from, head.Format, FormatName)
 	case head.Version != FormatVersion:
-		return nil, fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
+		return laterManifest(s.Head(), head.Version), fmt.Errorf("read manifest %s: %w %d, this program knows %d: use the catalog-backup that made the set, or a newer one", from, ErrUnknownVersion, head.Version, FormatVersion)
 	}
 	m := &Manifest{}
 	if err := json.Unmarshal(s.Head(), m); err != nil {
 		return nil, fmt.Errorf("read manifest %s: it is damaged: %w", from, err)
 	}
 	return m, m.check(from)
+}
+
+// laterManifest is what a manifest of any version says of whose it is.
+func laterManifest(text []byte, version int) *Manifest {
+	m := &Manifest{Format: FormatName, Version: version}
+	fields := map[string]json.RawMessage{}
+	_ = json.Unmarshal(text, &fields)
+	for name, into := range map[string]*string{"set": &m.Set, "run": &m.Run, "instance": &m.Instance, "node": &m.Node} {
+		_ = json.Unmarshal(fields[name], into)
+	}
+	return m
 }
 
 func eachFile(s *Stream, each func(*File) error) error {

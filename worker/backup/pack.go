@@ -34,8 +34,7 @@ var notCovered = []string{
 func (s pack) Name() string { return archiveStage }
 
 func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
-	id := set.ID(a.Run.Set)
-	m, err := s.Dir.Standing(a.Run.ID, id)
+	m, err := s.Dir.Standing(a.Run.ID, set.ID(a.Run.Set))
 	if err != nil {
 		return nil, err
 	}
@@ -50,10 +49,10 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 		if err := a.Holds(ctx, true); err != nil {
 			return nil, err
 		}
-		if _, err := s.Dir.Recover(ctx, a.Run.ID, true); err != nil {
+		if _, err := s.Dir.Recover(a.Run.ID, true); err != nil {
 			return nil, err
 		}
-		if m, err = s.Dir.Standing(a.Run.ID, id); err != nil {
+		if m, err = s.Dir.Standing(a.Run.ID, in.Set); err != nil {
 			return nil, err
 		}
 		if m != nil {

@@ -2,7 +2,6 @@ package backup
 
 import (
 	"context"
-	"path/filepath"
 
 	"catalog-backup/shared/exit"
 	"catalog-backup/shared/run"
@@ -32,13 +31,16 @@ type prepared struct {
 func (s prepare) Name() string { return prepareStage }
 
 func (s prepare) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
-	if err := pipeline.Sweep(ctx, s.Store, s.Dir, s.Config.Instance); err != nil {
-		return nil, err
+	out := prepared{Type: set.Full}
+	// What an old run left is no reason to make no set: where it is in the way, that fails.
+	if err := pipeline.Sweep(ctx, s.Store, s.Dir, s.Config.Instance); ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	} else if err != nil {
+		out.Findings.Warn("%s", exit.OneLine(err.Error(), 2000))
 	}
 	if err := s.Dir.Check(a.Run.ID); err != nil {
 		return nil, err
 	}
-	out := prepared{Type: set.Full}
 	var err error
 	if out.CatalogVersion, err = s.Config.CatalogVersion(); err != nil {
 		return nil, stage.Permanent(err)
@@ -49,9 +51,15 @@ func (s prepare) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 	if err := s.survey(ctx, a, &out); err != nil {
 		return nil, err
 	}
-	in, err := s.Dir.Reserve(a.Run.ID, out.CatalogVersion, s.Now())
+	if err := a.Holds(ctx, false); err != nil {
+		return nil, err
+	}
+	in, unread, err := s.Dir.Reserve(ctx, a.Run.ID, out.CatalogVersion, s.Now())
 	if err != nil {
 		return nil, err
+	}
+	for _, w := range unread {
+		out.Findings.Warn("%s", w)
 	}
 	if len(s.Config.EventBus.Brokers) > 0 { // before Postgres stops: a restored consumer replays, it never skips
 		pos, f, err := eventbus.ReadPositions(ctx, s.eventBusOptions())
@@ -83,7 +91,7 @@ func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared)
 		return err
 	}
 	out.FilesBytes = files
-	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a.Dir), postgres.Work{Repo: filepath.Join(s.Config.Backup.DumpDir, "pgbackrest"), Dir: a.Dir})
+	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a.Dir), postgres.Work{Repo: s.Dir.PostgresParent(), Dir: a.Dir})
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,57 +23,108 @@ func (d *Directory) EndLeftovers(ctx context.Context, runID string) error {
 	if d.EndLeftover == nil {
 		return nil
 	}
-	files, err := filepath.Glob(filepath.Join(d.RunDir(runID), "*", "*.pid"))
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if err := d.EndLeftover(ctx, f); err != nil {
-			return fmt.Errorf("end the processes that a dead attempt of run %s left: %w", runID, err)
+	notes, err := pidFiles(d.RunDir(runID))
+	for _, f := range notes {
+		if err == nil {
+			err = d.EndLeftover(ctx, f)
 		}
 	}
+	if err != nil {
+		return fmt.Errorf("end the processes that a dead attempt of run %s left: %w", runID, err)
+	}
 	return nil
+}
+
+// pidFiles are the notes of processes in all attempts' directories. One that cannot be
+// read is an error: the processes that it hides would write into what is removed.
+func pidFiles(runDir string) ([]string, error) {
+	var out []string
+	attempts, err := os.ReadDir(runDir)
+	if err != nil {
+		return nil, ignoring(err, fs.ErrNotExist)
+	}
+	for _, a := range attempts {
+		if !a.IsDir() {
+			continue
+		}
+		files, err := os.ReadDir(filepath.Join(runDir, a.Name()))
+		if ignoring(err, fs.ErrNotExist) != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			if filepath.Ext(f.Name()) == ".pid" {
+				out = append(out, filepath.Join(runDir, a.Name(), f.Name()))
+			}
+		}
+	}
+	return out, nil
 }
 
 // Clean removes everything of a run but its set, and tells whether the set
 // stands. forward lets it finish a commit that was cut short. The caller holds
 // the lock, or has seen that the run has no staging. It may be repeated.
+//
+// Until it is known what the run has committed, nothing is removed. Then nothing is
+// written: a full disk gets its room back. What cannot be removed does not keep the
+// rest, but the intent, which goes last.
 func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool, error) {
 	if err := d.EndLeftovers(ctx, runID); err != nil {
 		return false, err
 	}
-	committed, err := d.Recover(ctx, runID, forward)
+	in, stands, err := d.finish(runID, forward)
 	if err != nil {
-		return committed, err
+		return stands, fmt.Errorf("clean up run %s: %w", runID, err)
 	}
-	if err := d.RemovePostgresStaging(runID, everyHold); err != nil {
-		return committed, err
+	var errs []error
+	if in.Commit != nil && !stands {
+		errs = append(errs, d.takeBack(in))
 	}
-	entries, err := os.ReadDir(d.Dump)
-	if err != nil {
-		return committed, fmt.Errorf("clean up run %s: %w", runID, err)
+	for _, s := range d.stagings() {
+		errs = append(errs, s.remove(runID, everyHold))
 	}
-	for _, e := range entries {
-		if set.IsPart(e.Name(), runID) || isFreshStaging(e.Name(), runID) || isHalfIntent(e.Name(), runID) {
-			if err := os.RemoveAll(filepath.Join(d.Dump, e.Name())); err != nil {
-				return committed, fmt.Errorf("clean up run %s: %w", runID, err)
-			}
-		}
+	errs = append(errs, d.removeHere(runID, func(name string) bool {
+		return set.IsPart(name, runID) || isFreshStaging(name, runID) || isHalfIntent(name, runID)
+	}))
+	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp))
+	if errors.Join(errs...) == nil {
+		errs = append(errs, d.removeIntent(runID))
 	}
-	if err := os.Remove(d.intentPath(runID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return committed, fmt.Errorf("clean up run %s: %w", runID, err)
+	if err := errors.Join(errs...); err != nil {
+		return stands, fmt.Errorf("clean up run %s: %w", runID, err)
 	}
-	if err := set.SyncDir(d.Dump); err != nil {
-		return committed, fmt.Errorf("clean up run %s: %w", runID, err)
-	}
-	if err := removeOwned(d.RunDir(runID)); err != nil {
-		return committed, fmt.Errorf("remove the staging of run %s: %w", runID, err)
-	}
-	return committed, nil
+	return stands, nil
 }
 
+// removeHere removes those of the dump directory that are of the run.
+func (d *Directory) removeHere(runID string, isOf func(name string) bool) error {
+	return removeWithin(d.Dump, func(name string) bool { return !isOf(name) })
+}
+
+// removeRunDir removes the run's staging below the temp directory. It is proved to be
+// the run's by its marker, or by the intent.
+func (d *Directory) removeRunDir(runID string, proved bool) error {
+	if proved {
+		if _, err := readOwner(d.RunDir(runID)); errors.Is(err, fs.ErrNotExist) {
+			return removeOwned(d.RunDir(runID))
+		}
+	}
+	return removeMarked(d.RunDir(runID), runID)
+}
+
+// removeIntent removes the run's intent once all else is gone for good.
+func (d *Directory) removeIntent(runID string) error {
+	if err := set.SyncDir(d.Dump); err != nil {
+		return err
+	}
+	if err := os.Remove(d.intentPath(runID)); ignoring(err, fs.ErrNotExist) != nil {
+		return err
+	}
+	return set.SyncDir(d.Dump)
+}
+
+// isFreshStaging tells what an earlier version left that was killed while it made the staging.
 func isFreshStaging(name, runID string) bool {
-	return strings.HasPrefix(name, "."+stagingName+"."+runID+".") && strings.HasSuffix(name, ".new")
+	return strings.HasPrefix(name, "."+postgresName+"."+runID+".") && strings.HasSuffix(name, ".new")
 }
 
 // isHalfIntent tells an intent that a kill kept from getting its name (set.WriteFile).
@@ -82,39 +132,19 @@ func isHalfIntent(name, runID string) bool {
 	return strings.HasPrefix(name, ".."+runID+intentSuffix+".") && strings.HasSuffix(name, ".new")
 }
 
-// Leftovers lists the runs of the instance that have anything on disk here.
-func (d *Directory) Leftovers() ([]string, error) {
-	found := map[string]bool{}
-	entries, err := os.ReadDir(d.Dump)
+// RemoveParts removes what the attempt with this hold, or earlier ones of the run,
+// wrote for one final name.
+func (d *Directory) RemoveParts(runID string, h run.Hold, final string) error {
+	err := d.removeHere(runID, func(name string) bool {
+		rest, ok := strings.CutPrefix(name, "."+final+"."+runID+".")
+		hold, isPart := strings.CutSuffix(rest, ".part")
+		left, valid := run.ParseHold(hold)
+		return ok && isPart && valid && mayRemove(h, left)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("look for left-overs: %w", err)
+		return fmt.Errorf("remove the parts of earlier attempts: %w", err)
 	}
-	for _, e := range entries {
-		if r, ok := intentRun(e.Name()); ok {
-			if in, err := d.ReadIntent(r); err == nil && in.Instance == d.Instance && in.Node == d.Node {
-				found[r] = true
-			}
-		}
-	}
-	if o, err := readOwner(d.staging()); err == nil && o.Instance == d.Instance && o.Node == d.Node {
-		found[o.Run] = true
-	}
-	if entries, err = os.ReadDir(d.Temp); err != nil {
-		return nil, fmt.Errorf("look for left-overs: %w", err)
-	}
-	for _, e := range entries {
-		if !e.IsDir() || !run.ValidID(e.Name()) {
-			continue
-		}
-		if o, err := readOwner(d.RunDir(e.Name())); err == nil && o.Instance == d.Instance && o.Node == d.Node && o.Run == e.Name() {
-			found[e.Name()] = true
-		}
-	}
-	out := make([]string, 0, len(found))
-	for r := range found {
-		out = append(out, r)
-	}
-	return out, nil
+	return nil
 }
 
 // WriteResult keeps the outcome of a stage in its attempt's staging: from then on
@@ -139,36 +169,4 @@ func ReadResult(attemptDir string, v any) error {
 		return err
 	}
 	return json.Unmarshal(b, v)
-}
-
-// everyHold is above those of all attempts.
-var everyHold = run.Hold{Fence: math.MaxInt64}
-
-// RemovePostgresStaging removes <dump>/pgbackrest if it is the run's, of the attempt
-// with this hold or an earlier one.
-func (d *Directory) RemovePostgresStaging(runID string, h run.Hold) error {
-	if o, err := readOwner(d.staging()); err != nil || o.Run != runID {
-		return nil
-	}
-	if err := removeOwned(d.staging()); err != nil {
-		return fmt.Errorf("remove the Postgres staging of run %s: %w", runID, err)
-	}
-	return nil
-}
-
-// RemoveParts removes what the attempt with this hold, or earlier ones of the run,
-// wrote for one final name.
-func (d *Directory) RemoveParts(runID string, h run.Hold, final string) error {
-	entries, err := os.ReadDir(d.Dump)
-	if err != nil {
-		return fmt.Errorf("remove the parts of earlier attempts: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "."+final+"."+runID+".") && set.IsPart(e.Name(), runID) {
-			if err := os.Remove(filepath.Join(d.Dump, e.Name())); err != nil {
-				return fmt.Errorf("remove the parts of earlier attempts: %w", err)
-			}
-		}
-	}
-	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,6 +29,11 @@ func newDirectory(t *testing.T) *Directory {
 	return d
 }
 
+func reserve(d *Directory, runID, version string, now time.Time) (Intent, error) {
+	in, _, err := d.Reserve(context.Background(), runID, version, now)
+	return in, err
+}
+
 func runID(name string) string { return run.NewID(noon, []byte(name+"-----")) }
 
 func mode(t *testing.T, path string) os.FileMode {
@@ -40,18 +44,18 @@ func mode(t *testing.T, path string) os.FileMode {
 
 func TestReserveTakesTheFirstFreeMinute(t *testing.T) {
 	d := newDirectory(t)
-	a, err := d.Reserve(runID("a"), "10.0.0.147420", noon)
+	a, err := reserve(d, runID("a"), "10.0.0.147420", noon)
 	require.NoError(t, err)
 	require.Equal(t, set.ID("202109232027_10-0-0-147420"), a.Set)
 	require.Equal(t, os.FileMode(0o600), mode(t, d.intentPath(runID("a"))))
-	again, err := d.Reserve(runID("a"), "10.0.0.147420", noon.Add(time.Hour))
+	again, err := reserve(d, runID("a"), "10.0.0.147420", noon.Add(time.Hour))
 	require.NoError(t, err)
 	require.Equal(t, a.Set, again.Set, "a second attempt gets the same id")
-	b, err := d.Reserve(runID("b"), "10.0.0.147420", noon)
+	b, err := reserve(d, runID("b"), "10.0.0.147420", noon)
 	require.NoError(t, err)
 	require.Equal(t, set.ID("202109232028_10-0-0-147420"), b.Set, "another run's id is taken")
 	require.NoError(t, os.WriteFile(filepath.Join(d.Dump, "202109232029_10-0-0-147420_alation_eb_backup.tar.gz"), nil, 0o600))
-	c, err := d.Reserve(runID("c"), "10.0.0.147420", noon)
+	c, err := reserve(d, runID("c"), "10.0.0.147420", noon)
 	require.NoError(t, err)
 	require.Equal(t, set.ID("202109232030_10-0-0-147420"), c.Set, "a foreign file's name is taken")
 }
@@ -60,7 +64,7 @@ func TestReserveIsLaterThanTheNewestSetThoughTheClockWentBack(t *testing.T) {
 	d := newDirectory(t)
 	writeManifest(t, d, "203001010000_1-1", "catalog", runID("old"))
 	writeManifest(t, d, "204001010000_1-1", "another", runID("other"))
-	a, err := d.Reserve(runID("a"), "1.1", noon)
+	a, err := reserve(d, runID("a"), "1.1", noon)
 	require.NoError(t, err)
 	require.Equal(t, set.ID("203001010001_1-1"), a.Set)
 }
@@ -74,7 +78,7 @@ func writeManifest(t *testing.T, d *Directory, id set.ID, instance, runID string
 
 // parts writes the parts of a set as the archive stage does.
 func parts(t *testing.T, d *Directory, runID string, fence int64) (Intent, []CommitFile) {
-	in, err := d.Reserve(runID, "1.1", noon)
+	in, err := reserve(d, runID, "1.1", noon)
 	require.NoError(t, err)
 	write := func(final string, content []byte) CommitFile {
 		part := set.PartName(final, runID, fmt.Sprint(fence))
@@ -126,7 +130,7 @@ func TestWritePart(t *testing.T) {
 	d := newDirectory(t)
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
-	in, err := d.Reserve(runID("a"), "1.1", noon)
+	in, err := reserve(d, runID("a"), "1.1", noon)
 	require.NoError(t, err)
 	c, err := d.WritePart(in.Set.ScriptName(), runID("a"), run.Hold{Fence: 1}, func(w io.Writer) error { _, err := io.WriteString(w, "script"); return err })
 	require.NoError(t, err)
@@ -254,7 +258,11 @@ func TestCommitCutShortWithDamageIsTakenBack(t *testing.T) {
 		stands, err := d.Clean(context.Background(), runID("a"), true)
 		require.NoError(t, err)
 		require.False(t, stands)
-		requireOnly(t, d)
+		if damaged == 0 { // somebody wrote into what has its final name: it is not what we made
+			requireOnly(t, d, files[0].Final)
+		} else {
+			requireOnly(t, d)
+		}
 	}
 }
 
@@ -272,82 +280,18 @@ func TestCommitNeverReplacesAFile(t *testing.T) {
 	require.Equal(t, "somebody else's", string(b))
 }
 
-func TestPostgresStaging(t *testing.T) {
-	d := newDirectory(t)
-	path, err := d.PostgresStaging(runID("a"), run.Hold{Fence: 1})
-	require.NoError(t, err)
-	require.Equal(t, filepath.Join(d.Dump, "pgbackrest"), path)
-	require.Equal(t, os.FileMode(0o700), mode(t, path))
-	require.NoError(t, os.WriteFile(filepath.Join(path, "half"), nil, 0o600))
-	path, err = d.PostgresStaging(runID("a"), run.Hold{Fence: 2}) // the next attempt has it fresh
-	require.NoError(t, err)
-	require.NoFileExists(t, filepath.Join(path, "half"))
-	_, err = d.PostgresStaging(runID("b"), run.Hold{Fence: 1})
-	require.ErrorContains(t, err, runID("a"))
-	require.False(t, stage.IsPermanent(err), "a worker will remove it")
-	_, err = d.Clean(context.Background(), runID("b"), false)
-	require.NoError(t, err)
-	require.DirExists(t, path, "another run's cleanup does not touch it")
-	_, err = d.Clean(context.Background(), runID("a"), false)
-	require.NoError(t, err)
-	requireOnly(t, d)
-}
-
-func TestForeignStagingIsRefusedAndStays(t *testing.T) {
-	for name, plant := range map[string]func(string) error{
-		"directory":      func(p string) error { return os.Mkdir(p, 0o755) },
-		"file":           func(p string) error { return os.WriteFile(p, nil, 0o644) },
-		"link":           func(p string) error { return os.Symlink("/etc", p) },
-		"damaged marker": func(p string) error { _ = os.Mkdir(p, 0o755); return os.WriteFile(p+"/"+ownerName, []byte("{"), 0o644) },
-	} {
-		d := newDirectory(t)
-		require.NoError(t, plant(filepath.Join(d.Dump, "pgbackrest")))
-		for _, err := range []error{d.Check(runID("a")), second(d.PostgresStaging(runID("a"), run.Hold{Fence: 1}))} {
-			require.ErrorContains(t, err, "move it away", name)
-			require.True(t, stage.IsPermanent(err))
-		}
-		left, err := d.Leftovers()
-		require.NoError(t, err)
-		require.Empty(t, left)
-		_, err = d.Clean(context.Background(), runID("a"), true)
-		require.NoError(t, err)
-		requireOnly(t, d, "pgbackrest")
-	}
-}
-
 func second[T any](_ T, err error) error { return err }
-
-func TestLock(t *testing.T) {
-	d := newDirectory(t)
-	_, err := d.Lock(runID("a"), false)
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	l, err := d.Lock(runID("a"), true)
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o700), mode(t, d.RunDir(runID("a"))))
-	_, err = d.Lock(runID("a"), true)
-	require.ErrorIs(t, err, ErrHeld)
-	require.True(t, l.Holds())
-	require.NoError(t, os.RemoveAll(d.RunDir(runID("a"))))
-	require.False(t, l.Holds())
-	other, err := d.Lock(runID("a"), true)
-	require.NoError(t, err)
-	require.False(t, l.Holds(), "the directory of that name is another one")
-	other.Release()
-	l.Release()
-	_, err = d.Lock("../x", true)
-	require.Error(t, err)
-}
 
 func TestLeftoversAreOnlyOurs(t *testing.T) {
 	d := newDirectory(t)
-	_, err := d.Reserve(runID("a"), "1.1", noon)
+	_, err := reserve(d, runID("a"), "1.1", noon)
 	require.NoError(t, err)
 	l, err := d.Lock(runID("b"), true)
 	require.NoError(t, err)
 	l.Release()
 	other := *d
 	other.Instance = "another"
-	_, err = other.Reserve(runID("c"), "1.1", noon)
+	_, err = reserve(&other, runID("c"), "1.1", noon)
 	require.NoError(t, err)
 	require.NoError(t, os.Mkdir(filepath.Join(d.Temp, runID("d")), 0o755)) // no marker: not ours
 	require.NoError(t, os.Mkdir(filepath.Join(d.Temp, "staged-by-the-catalog"), 0o755))

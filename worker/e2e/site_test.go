@@ -308,14 +308,16 @@ func (s *site) leftovers(foreign map[string]string) []string {
 	for _, e := range entries {
 		id, ok := set.IDOfName(e.Name())
 		_, theirs := foreign[filepath.Join(s.dump(), e.Name())]
-		if !theirs && e.Name() != ".catalog-backup.lock" && !(ok && manifests[string(id)]) {
+		if !theirs && e.Name() != ".catalog-backup.lock" && !isWorkerLock(e.Name()) && !(ok && manifests[string(id)]) {
 			left = append(left, e.Name())
 		}
 	}
 	temps, err := os.ReadDir(s.config.Backup.TempDir)
 	require.NoError(s.t, err)
 	for _, e := range temps {
-		left = append(left, "tmp/"+e.Name())
+		if !isWorkerLock(e.Name()) {
+			left = append(left, "tmp/"+e.Name())
+		}
 	}
 	if n := strings.TrimSpace(s.pg.Psql("select count(*) from pg_replication_slots")); n != "0" {
 		left = append(left, n+" slots")
@@ -329,6 +331,11 @@ func (s *site) leftovers(foreign map[string]string) []string {
 		left = append(left, "the lock")
 	}
 	return left
+}
+
+// isWorkerLock tells what a worker holds for its life; killed, it leaves that to the next.
+func isWorkerLock(name string) bool {
+	return strings.HasPrefix(name, ".catalog-backup-worker.") && strings.HasSuffix(name, ".lock")
 }
 
 // processes are all live ones whose command line names our folder, by number.

@@ -34,7 +34,9 @@ import (
 // The tests run workers as processes of their own (this test binary again), so
 // that they can be killed. Their stages only wait, told what to do by files:
 // hold-<stage> (wait while it is there), fail-<stage> (a number: so many errors),
-// perm-<stage> (a permanent error). Each stage writes a line into a journal when
+// perm-<stage> (a permanent error), ignore-<stage> (its context). The cleanup hangs while
+// hang-cleanup is there and fails while fail-cleanup is, the archive stage waits in its
+// commit while hold-commit is there (see odd_test.go). Each stage writes a line into a journal when
 // it begins and ends.
 
 const workerEnv = "PIPELINE_TEST_WORKER"
@@ -57,6 +59,8 @@ type workerOptions struct {
 	Limits                                      Limits
 	Pulse                                       time.Duration
 	Duration                                    time.Duration // of each stage
+	StopWithin                                  time.Duration
+	Boot, Host, Label                           string // of a worker on another host: kernel, host name, id
 }
 
 func (o workerOptions) run() {
@@ -64,19 +68,25 @@ func (o workerOptions) run() {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetLevel(logrus.DebugLevel)
-	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse,
-		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}}
+	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse, StopWithin: o.StopWithin, Boot: o.Boot,
+		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node, EndLeftover: o.endLeftover}}
 	for _, n := range []string{FirstStage, "postgres", "eventbus", "archive"} {
 		p.Stages = append(p.Stages, waiting{o, n, p.Dir})
 	}
-	w := New(p, rdb, run.Worker{ID: fmt.Sprintf("%s-%d", o.Node, os.Getpid()), Node: o.Node, PID: os.Getpid(), Started: time.Now()})
+	w := New(p, rdb, run.Worker{ID: fmt.Sprintf("%s%s-%d", o.Node, o.Label, os.Getpid()), Host: o.Host, Node: o.Node, PID: os.Getpid(), Started: time.Now()})
 	if err := w.Start(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "start:", err)
 		os.Exit(1)
 	}
+	fmt.Fprintln(os.Stderr, "it takes work")
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, syscall.SIGTERM)
-	<-ch
+	select {
+	case <-ch:
+	case err := <-w.Refused():
+		fmt.Fprintln(os.Stderr, "refused:", err)
+		defer os.Exit(1)
+	}
 	w.Shutdown()
 }
 
@@ -99,6 +109,7 @@ func (s waiting) journal(word string, a *Attempt) {
 }
 
 func (s waiting) Run(ctx context.Context, a *Attempt) (any, error) {
+	_ = os.WriteFile(filepath.Join(a.Dir, "tool.pid"), nil, 0o600) // so that endLeftover is asked
 	s.journal("begin", a)
 	defer s.journal("over", a)
 	if err := s.wait(ctx, a); err != nil {
@@ -138,6 +149,9 @@ func (s waiting) wait(ctx context.Context, a *Attempt) error {
 		if held != nil && time.Now().After(deadline) {
 			return nil
 		}
+		if s.o.told("ignore-" + s.name) {
+			ctx = context.Background()
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -147,7 +161,7 @@ func (s waiting) wait(ctx context.Context, a *Attempt) error {
 }
 
 func (s waiting) prepare(ctx context.Context, a *Attempt) error {
-	in, err := s.dir.Reserve(a.Run.ID, "1.2.3", time.Now())
+	in, _, err := s.dir.Reserve(ctx, a.Run.ID, "1.2.3", time.Now())
 	if err != nil {
 		return err
 	}
@@ -162,7 +176,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.dir.Recover(ctx, a.Run.ID, true); err != nil || ok {
+	if ok, err := s.dir.Recover(a.Run.ID, true); err != nil || ok {
 		return err
 	}
 	part := func(final string, content []byte) dump.CommitFile {
@@ -178,7 +192,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	m := set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Run: a.Run.ID, Instance: s.o.Instance, Node: s.o.Node, Type: set.Full,
 		Finished: time.Now().UTC(), Archives: []set.Archive{{Kind: set.MainArchive, Name: main.Final, Size: main.Size, SHA256: main.SHA256}}}
 	text, _ := json.Marshal(m)
-	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return a.Holds(ctx, true) })
+	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return s.o.holds(ctx, a) })
 }
 
 // ground is one Redis, one pair of directories and the workers on them.

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"time"
 
 	"catalog-backup/shared/run"
 	"catalog-backup/worker/dump"
@@ -12,18 +13,24 @@ import (
 // after a node came back. A commit that was cut short is finished if its run has
 // no record that says it failed.
 func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
-	left, err := d.Leftovers()
-	if err != nil {
-		return err
-	}
-	var errs []error
+	left, err := d.Leftovers() // with an error: what could be read goes on
+	errs := []error{err, d.RemoveLoneLocks()}
 	for _, id := range left {
 		errs = append(errs, sweepRun(ctx, store, d, id))
+	}
+	if ctx.Err() == nil {
+		errs = append(errs, d.RemoveDebris())
 	}
 	return errors.Join(errs...)
 }
 
+// sweepRunLimit bounds one run, whose processes may not end, so that it does not keep
+// the next ones. Removing needs no time limit.
+const sweepRunLimit = 20 * time.Second
+
 func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id string) error {
+	ctx, stop := context.WithTimeout(ctx, sweepRunLimit)
+	defer stop()
 	r, err := store.Get(ctx, id)
 	known := err == nil
 	if err != nil && !errors.Is(err, run.ErrNotFound) {

@@ -26,6 +26,8 @@ type Worker struct {
 	p         Params
 	rdb       *redis.Client
 	who       run.Worker
+	near      *neighbours
+	refused   chan error
 	engine    *Engine
 	server    *asynq.Server
 	reconcile *Reconciler
@@ -55,7 +57,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	if p.Limits.Poll == 0 {
 		p.Limits.Poll = defaultPoll
 	}
-	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1), refused: make(chan error, 1)}
 	p.Ended = func(context.Context) {
 		select {
 		case w.wake <- struct{}{}:
@@ -65,6 +67,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	p.Publish = w.publish
 	p.Enqueuer = task.NewEnqueuer(rdb, p.Now)
 	w.p = p
+	w.near = newNeighbours(p, who)
 	w.engine = NewEngine(p)
 	w.signing = health.NewBeat(p.Now)
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
@@ -87,19 +90,25 @@ func (w *Worker) queues() map[string]int {
 	return map[string]int{task.Queue(w.p.Instance, ""): 1, task.Queue(w.p.Instance, w.p.Node): 2}
 }
 
-// Start begins to work. Redis answers when it is called.
+// Start begins to work, once it is proved that this worker and the others of its node
+// see each other's locks. Redis answers when it is called.
 func (w *Worker) Start(ctx context.Context) error {
-	if err := w.sign(ctx); err != nil {
+	if err := w.publishQueues(ctx); err != nil {
+		return err
+	}
+	if err := w.near.join(ctx); err != nil {
 		return err
 	}
 	w.keepHouse(ctx)
 	if err := w.server.Start(asynq.HandlerFunc(w.handle)); err != nil {
+		w.near.leave()
 		return err
 	}
 	w.reconcile.Start()
 	w.signing.Turn()
 	w.wg.Add(2)
 	go w.signs()
+	w.near.watch(w.done, func(err error) { w.refused <- err })
 	go w.house()
 	return nil
 }
@@ -112,24 +121,9 @@ func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
 	return w.engine.ProcessTask(ctx, t)
 }
 
-// Shutdown takes no new task, lets attempts hand their stages on, and ends.
-func (w *Worker) Shutdown() {
-	w.stopping.Store(true)
-	w.server.Stop()
-	w.reconcile.Shutdown()
-	w.engine.Stop()
-	for _, h := range w.p.Others {
-		h.Stop()
-	}
-	close(w.done)
-	w.wg.Wait()
-	w.server.Shutdown()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if err := w.p.Store.SignOut(ctx, w.p.Instance, w.who.ID); err != nil {
-		w.p.Log.WithError(err).Debug("could not sign out")
-	}
-}
+// Refused gives the reason why this worker must be shut down: it came after another one
+// of its node that it was not to see then, and they do not see each other's locks.
+func (w *Worker) Refused() <-chan error { return w.refused }
 
 // freshEpoch proposes a name for a Redis that has none yet.
 func freshEpoch() string {
@@ -138,19 +132,16 @@ func freshEpoch() string {
 	return hex.EncodeToString(b)
 }
 
-// sign says that the worker is there. An emptied Redis gets a new epoch by it, and
-// knows the worker's queues again.
-func (w *Worker) sign(ctx context.Context) error {
+// publishQueues gives an emptied Redis a new epoch, and makes it know the worker's
+// queues.
+func (w *Worker) publishQueues(ctx context.Context) error {
 	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
 		return err
 	}
-	if err := task.Publish(ctx, w.rdb, slices.Collect(maps.Keys(w.queues()))...); err != nil {
-		return err
-	}
-	return w.p.Store.SignIn(ctx, w.p.Instance, w.who)
+	return task.Publish(ctx, w.rdb, slices.Collect(maps.Keys(w.queues()))...)
 }
 
-// signs repeats it.
+// signs repeats that the worker is there, and what an emptied Redis must know.
 func (w *Worker) signs() {
 	defer w.wg.Done()
 	t := time.NewTicker(signInterval)
@@ -163,7 +154,10 @@ func (w *Worker) signs() {
 		}
 		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
-		err := w.sign(ctx)
+		err := w.publishQueues(ctx)
+		if err == nil {
+			err = w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown())
+		}
 		cancel()
 		if err != nil {
 			w.p.Log.WithError(err).Warn("Redis does not answer; trying on")
@@ -212,8 +206,12 @@ func (w *Worker) keepHouse(ctx context.Context) {
 // publish shows the sets of this node to the producers.
 func (w *Worker) publish(ctx context.Context) {
 	l, err := set.List(w.p.Dir.Dump)
+	var at time.Time
 	if err == nil {
-		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
+		at, err = w.p.Store.Time(ctx)
+	}
+	if err == nil {
+		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: at.UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
 	}
 	if err != nil {
 		w.p.Log.WithError(err).Warn("could not publish the list of sets")

@@ -73,7 +73,7 @@ type Options struct {
 
 // Work is where a backup may write.
 type Work struct {
-	// Repo is <dump>/pgbackrest. It exists and is empty but for an owner marker.
+	// Repo is <dump>/pgbackrest/<run>.<hold>. It exists and is empty but for an owner marker.
 	Repo string
 	// Dir is private staging of the attempt, for copies of configuration files.
 	Dir string

@@ -245,7 +245,7 @@ func (s *stack) clean(ctx context.Context) (string, error) {
 			running = w
 		}
 	}
-	left, err := s.docker(ctx, "exec", running, "sh", "-c", "ls -A /data2/tmp; ls -A /data2/backup | grep -v '_backup[.]' || true")
+	left, err := s.docker(ctx, "exec", running, "sh", "-c", "{ ls -A /data2/tmp; ls -A /data2/backup; } | grep -v -e '_backup[.]' -e '^[.]catalog-backup-worker[.]' || true")
 	if err != nil || strings.TrimSpace(left) != ".catalog-backup.lock" {
 		return "", errors.Join(err, fmt.Errorf("left in the temp and dump directories: %q", left))
 	}

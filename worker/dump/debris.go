@@ -1,0 +1,126 @@
+package dump
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"catalog-backup/shared/run"
+)
+
+// debrisAge is how old something must be that is of no run that could be asked for:
+// what is made of that kind is used up within seconds.
+const debrisAge = time.Hour
+
+const runRE = `[0-9]{8}t[0-9]{6}z-[a-z2-7]{8}`
+
+// debrisRE are files that are there for moments: checks of the directories, and what
+// set.WriteFile makes of intents and proofs.
+var debrisRE = regexp.MustCompile(`^\.catalog-backup-check\.[0-9]+$|` +
+	`^\.\.` + runRE + `\.intent\.[0-9]+\.new$|` +
+	`^\.[0-9]{12}_[0-9A-Za-z-]+_alation_backup\.proof\.json\.[0-9]+\.new$`)
+
+// earlierFreshRE are directories in which earlier versions made the Postgres staging.
+var earlierFreshRE = regexp.MustCompile(`^\.pgbackrest\.` + runRE + `\.[0-9]+\.new$`)
+
+// RemoveDebris removes what kills left that no run's clean-up would find.
+func (d *Directory) RemoveDebris() error {
+	errs := []error{
+		d.eachOld(d.Dump, func(name string, isDir bool) removal {
+			if isDir && earlierFreshRE.MatchString(name) {
+				return d.removeFresh
+			}
+			return debrisFile(name, isDir)
+		}),
+		d.eachOld(d.Temp, func(name string, isDir bool) removal {
+			if isDir && run.ValidID(name) {
+				return func(path string) error { return ignoring(unlessMarked(path), errInUse) }
+			}
+			return debrisFile(name, isDir)
+		}),
+	}
+	for _, s := range d.stagings() {
+		errs = append(errs, s.removeDebris())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove old debris: %w", err)
+	}
+	return nil
+}
+
+// removal removes what is at path, if it is what its name says.
+type removal func(path string) error
+
+func debrisFile(name string, isDir bool) removal {
+	if isDir || !debrisRE.MatchString(name) {
+		return nil
+	}
+	return os.Remove
+}
+
+// removeDebris removes the directories of attempts that were killed before they had a
+// marker, and the parent if it is empty.
+func (s staging) removeDebris() error {
+	in, err := s.look()
+	if err != nil || in.foreign || in.earlier != nil {
+		return err
+	}
+	err = s.d.eachOld(s.path(), func(name string, isDir bool) removal {
+		if _, ok := childOf(name); ok && isDir {
+			return unlessMarked
+		}
+		return nil
+	})
+	old, oerr := s.d.isOld(s.path())
+	if oerr == nil && old {
+		oerr = s.rmdir()
+	}
+	return errors.Join(err, ignoring(oerr, fs.ErrNotExist))
+}
+
+// eachOld removes what lies in dir for longer than debrisAge and is debris by its name.
+func (d *Directory) eachOld(dir string, kind func(name string, isDir bool) removal) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return ignoring(err, fs.ErrNotExist)
+	}
+	var errs []error
+	for _, e := range entries {
+		remove := kind(e.Name(), e.IsDir())
+		if remove == nil {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		old, err := d.isOld(path)
+		if err == nil && old {
+			err = remove(path)
+		}
+		errs = append(errs, ignoring(err, fs.ErrNotExist))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Directory) isOld(path string) (bool, error) {
+	fi, err := os.Lstat(path)
+	return err == nil && d.now().Sub(fi.ModTime()) > debrisAge, err
+}
+
+// unlessMarked removes a directory that certainly has no marker, and nothing in it.
+func unlessMarked(path string) error {
+	if _, err := readOwner(path); !errors.Is(err, fs.ErrNotExist) {
+		return ignoring(err, errNotOurs)
+	}
+	return removeUnmarked(path)
+}
+
+func (d *Directory) removeFresh(path string) error {
+	o, err := readOwner(path)
+	if err == nil && d.ours(o) {
+		return removeOwned(path)
+	}
+	return ignoring(unlessMarked(path), errInUse)
+}

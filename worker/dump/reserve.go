@@ -1,0 +1,149 @@
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"catalog-backup/shared/set"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockName is the file whose flock orders the reservations. It is empty and stays:
+// where it is missing, the directory is not the one in which a set was reserved.
+const lockName = ".catalog-backup.lock"
+
+const (
+	reserveWait = time.Minute // how long Reserve waits for the lock
+	reservePoll = 50 * time.Millisecond
+)
+
+// Reserve chooses the set id of a run and writes its intent, both under the dump
+// lock: the first free minute from now on that is later than the instance's
+// newest set. A run that has reserved before gets the same id again. The texts are
+// warnings: what it could not read of others.
+func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, now time.Time) (Intent, []string, error) {
+	lock, err := flockFile(ctx, filepath.Join(d.Dump, lockName), reserveWait)
+	if err != nil {
+		return Intent{}, nil, permanentIfFull(fmt.Errorf("lock the dump directory %s: %w", d.Dump, err))
+	}
+	defer lock.Close()
+	in, err := d.ReadIntent(runID)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return in, nil, err
+	}
+	others, err := d.taken(now)
+	if err != nil {
+		return Intent{}, nil, err
+	}
+	at := now.UTC().Truncate(time.Minute)
+	if !at.After(others.newest) {
+		at = others.newest.Add(time.Minute)
+	}
+	id := set.NewID(at, catalogVersion)
+	for others.ids[id] {
+		at = at.Add(time.Minute)
+		id = set.NewID(at, catalogVersion)
+	}
+	in = Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
+	return in, others.unread, d.writeIntent(in)
+}
+
+// reserved is what a new id may not be.
+type reserved struct {
+	ids    map[set.ID]bool // in use by a file, a part or an intent
+	newest time.Time       // minute of the instance's newest set
+	unread []string
+}
+
+// taken looks at all names in the dump directory. What cannot be read is told, and
+// fails no other run: the names say enough, and the commit never replaces a file.
+func (d *Directory) taken(now time.Time) (reserved, error) {
+	out := reserved{ids: map[set.ID]bool{}}
+	entries, err := os.ReadDir(d.Dump)
+	if err != nil {
+		return out, fmt.Errorf("reserve a set id: %w", err)
+	}
+	for _, e := range entries {
+		if id, ok := idOfPart(e.Name()); ok {
+			out.ids[id] = true
+		}
+		if id, ok := set.IDOfName(e.Name()); ok {
+			out.ids[id] = true
+			if e.Name() == id.ManifestName() && id.Minute().After(out.newest) && d.mayBeOurs(e.Name(), id, now, &out) {
+				out.newest = id.Minute()
+			}
+		}
+		if r, ok := intentRun(e.Name()); ok {
+			in, err := d.ReadIntent(r)
+			switch {
+			case err == nil:
+				out.ids[in.Set] = true
+			case !errors.Is(err, fs.ErrNotExist):
+				out.unread = append(out.unread, err.Error())
+			}
+		}
+	}
+	return out, nil
+}
+
+// mayBeOurs tells whether a set is one of the instance's. One that cannot be read is,
+// unless it is of a time to come.
+func (d *Directory) mayBeOurs(name string, id set.ID, now time.Time, out *reserved) bool {
+	m, err := set.ReadHead(filepath.Join(d.Dump, name))
+	switch {
+	case m != nil:
+		return m.Instance == d.Instance
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	}
+	out.unread = append(out.unread, err.Error())
+	return !id.Minute().After(now)
+}
+
+// idOfPart tells the set of a part, .<final name>.<run>.<hold>.part.
+func idOfPart(name string) (set.ID, bool) {
+	f, ok := strings.CutSuffix(strings.TrimPrefix(name, "."), ".part")
+	if !ok || !strings.HasPrefix(name, ".") {
+		return "", false
+	}
+	for range 2 { // hold and run
+		f = f[:max(0, strings.LastIndexByte(f, '.'))]
+	}
+	return set.IDOfName(f)
+}
+
+// flockFile takes an exclusive lock, waiting for it at most that long. Closing gives it back.
+func flockFile(ctx context.Context, path string, most time.Duration) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	limit := time.NewTimer(most)
+	defer limit.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, context.Cause(ctx)
+		case <-limit.C:
+			f.Close()
+			return nil, fmt.Errorf("another process has held %s for %s: a worker that is frozen, or whose host is gone (over NFS); `lslocks` or `fuser %s` on the hosts of the node name it; end it", path, most, path)
+		case <-time.After(reservePoll):
+		}
+	}
+}
