@@ -26,7 +26,6 @@ import (
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/stage"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
@@ -288,7 +287,7 @@ func (g *ground) beginAs(id string) run.Record {
 }
 
 func (g *ground) enqueuer() *task.Enqueuer {
-	return task.NewEnqueuer(asynq.NewClientFromRedisClient(g.rdb), time.Now)
+	return task.NewEnqueuer(g.rdb, time.Now)
 }
 
 func (g *ground) get(id string) run.Record {
