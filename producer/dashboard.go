@@ -49,6 +49,7 @@ until SIGTERM. With --json the log is JSON, a line an event, on stderr.`,
 
 // serve runs the dashboard until SIGTERM or SIGINT.
 func (a *app) serve(ctx context.Context, c *connection) error {
+	exit.OutliveReader()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := a.logger(c.config)

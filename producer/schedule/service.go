@@ -57,7 +57,6 @@ type Service struct {
 
 	mu     sync.Mutex // guards what follows
 	plans  []schedule.Plan
-	queue  *task.Enqueuer
 	epoch  string
 	turned time.Time // when the loop last looked at all plans
 
@@ -98,15 +97,7 @@ func New(p Params) *Service {
 		inspector: asynq.NewInspectorFromRedisClient(p.Redis), starter: start.New(p.Redis, runs, now), plans: schedule.Plans(p.Config),
 		reload: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{})}
 	s.beat = health.NewBeat(now)
-	s.freshQueue()
 	return s
-}
-
-// freshQueue makes a client of asynq that does not know the queue yet: an old one
-// believes that it has published it, which a Redis that was emptied does not know.
-func (s *Service) freshQueue() {
-	s.queue = task.NewEnqueuer(asynq.NewClientFromRedisClient(s.p.Redis), s.p.Clock.Now)
-	s.starter.Queue = s.queue
 }
 
 // Start begins to work. Redis answers when it is called.

@@ -133,6 +133,7 @@ type Queue struct {
 	Backoff            time.Duration
 	NodeLostAfter      time.Duration
 	RedisGrace         time.Duration
+	Poll               time.Duration
 	CloseAfter         time.Duration
 	KeepRuns           time.Duration
 }

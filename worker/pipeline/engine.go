@@ -28,6 +28,8 @@ type Limits struct {
 	RedisGrace time.Duration
 	// CloseAfter is how long a run's ending may take before it is closed without its cleanup.
 	CloseAfter time.Duration
+	// Poll is between two looks for a task in the queues; 0 = 100 ms.
+	Poll time.Duration
 }
 
 // Params are what an Engine works with.

@@ -7,7 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,14 +21,12 @@ import (
 	"time"
 
 	"catalog-backup/shared/lab"
-	"catalog-backup/shared/lab/askew"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/stage"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
@@ -53,29 +51,14 @@ func TestMain(m *testing.M) {
 		o.run()
 		os.Exit(0)
 	}
+	flag.Parse()
+	_ = flag.Set("test.parallel", "6") // those that may mostly wait
 	code := m.Run()
 	if skewedDir != "" {
 		os.RemoveAll(skewedDir)
 	}
 	os.Exit(code)
 }
-
-// skewed is this test binary with an asynq whose clock goes by askew.Env, built once.
-func skewed(t *testing.T) string {
-	skewedOnce.Do(func() {
-		if skewedDir, skewedErr = os.MkdirTemp("", "cb-skewed-"); skewedErr == nil {
-			skewedErr = askew.Test("catalog-backup/worker/pipeline", filepath.Join(skewedDir, "pipeline.test"))
-		}
-	})
-	require.NoError(t, skewedErr)
-	return filepath.Join(skewedDir, "pipeline.test")
-}
-
-var (
-	skewedOnce sync.Once
-	skewedDir  string
-	skewedErr  error
-)
 
 type workerOptions struct {
 	Socket, Instance, Node, Dump, Temp, Control string
@@ -226,14 +209,6 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, manifest}, func() error { return s.o.holds(ctx, a) })
 }
 
-// content is what the archive of a run holds, so that it can be told from any other's.
-func content(runID string, size int) []byte {
-	if size == 0 {
-		size = 1000
-	}
-	return bytes.Repeat([]byte(runID+"\n"), size/(len(runID)+1)+1)[:size]
-}
-
 // ground is one Redis, one pair of directories and the workers on them.
 type ground struct {
 	t       *testing.T
@@ -277,12 +252,12 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 	}
 	b, err := json.Marshal(o)
 	require.NoError(g.t, err)
-	program := os.Args[0]
+	program, env := os.Args[0], append(os.Environ(), workerEnv+"="+string(b))
 	if o.ClockOff != 0 {
-		program = skewed(g.t)
+		program, env = skewed(g.t, env, o.ClockOff)
 	}
 	p := &process{Cmd: exec.Command(program), log: &lab.Buffer{}, waited: make(chan struct{})}
-	p.Env = append(os.Environ(), workerEnv+"="+string(b), askew.Env+"="+o.ClockOff.String())
+	p.Env = env
 	p.Stderr, p.Stdout = p.log, p.log
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	require.NoError(g.t, p.Start())
@@ -328,7 +303,7 @@ func (g *ground) beginAs(id string) run.Record {
 }
 
 func (g *ground) enqueuer() *task.Enqueuer {
-	return task.NewEnqueuer(asynq.NewClientFromRedisClient(g.rdb), time.Now)
+	return task.NewEnqueuer(g.rdb, time.Now)
 }
 
 func (g *ground) get(id string) run.Record {
@@ -378,41 +353,6 @@ func (g *ground) control(name, content string) {
 
 func (g *ground) free(name string) {
 	require.NoError(g.t, os.Remove(filepath.Join(g.opts.Control, name)))
-}
-
-type line struct {
-	run, word, stage string
-	pid              int
-	at               int64
-}
-
-func (g *ground) journal() []line {
-	b, err := os.ReadFile(filepath.Join(g.opts.Control, "journal"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	require.NoError(g.t, err)
-	var out []line
-	for _, s := range strings.Split(strings.TrimSpace(string(b)), "\n") {
-		f := strings.Fields(s)
-		if len(f) < 6 { // the file is made before its first line is written
-			continue
-		}
-		pid, _ := strconv.Atoi(f[4])
-		at, _ := strconv.ParseInt(f[5], 10, 64)
-		out = append(out, line{f[0], f[1], f[2], pid, at})
-	}
-	return out
-}
-
-func (g *ground) count(id, word, stageName string) int {
-	n := 0
-	for _, l := range g.journal() {
-		if l.run == id && l.word == word && l.stage == stageName {
-			n++
-		}
-	}
-	return n
 }
 
 // clean asserts that a run has left nothing but, if it succeeded, its set.

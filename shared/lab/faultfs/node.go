@@ -55,7 +55,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, e
 	}
 	h, _, e := n.LoopbackNode.Open(ctx, flags)
-	return h, fuse.FOPEN_DIRECT_IO, e
+	return ownFile(h), fuse.FOPEN_DIRECT_IO, e
 }
 
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
@@ -63,7 +63,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 		return nil, nil, 0, e
 	}
 	i, h, _, e := n.LoopbackNode.Create(ctx, name, flags, mode, out)
-	return i, h, fuse.FOPEN_DIRECT_IO, e
+	return i, ownFile(h), fuse.FOPEN_DIRECT_IO, e
 }
 
 func (n *node) Read(ctx context.Context, h fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
