@@ -47,6 +47,9 @@ bench: ## all measurements against other ways to back up (SIZE=…)
 	@.ci/install test
 	@.ci/bench all
 
+bench-poll: ## what idle workers cost, and what a longer queue.poll costs a run
+	@go run ./worker/bench/poll
+
 bench-%: ## one of them: postgres, files, eventbus or restore
 	@.ci/install test
 	@.ci/bench $*

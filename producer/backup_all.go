@@ -81,7 +81,7 @@ func (a *app) start(ctx context.Context, c *connection, requested set.Type) (run
 	if errors.As(err, &busy) {
 		b := busy.Run
 		return r, exit.Withf(exit.Busy, "another run of instance %s is active: run %s, stage %s, asked for %s ago; follow it with `watch %s`, or stop it with `cancel %s`",
-			instance, b.ID, b.Stage, standing.Span(b.Age(a.now())), b.ID, b.ID)
+			instance, b.ID, b.Stage, standing.Span(b.Age(c.now(ctx))), b.ID, b.ID)
 	}
 	if err != nil {
 		return r, c.uncertain(err, r.ID)

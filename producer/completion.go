@@ -26,6 +26,18 @@ func (a *app) completeRun(cmd *cobra.Command, args []string, _ string) ([]cobra.
 	})
 }
 
+// completeNode offers the nodes that published their sets.
+func (a *app) completeNode(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.complete(cmd, args, func(ctx context.Context, c *connection) []cobra.Completion {
+		out := []cobra.Completion{}
+		nodes, _ := c.published(ctx)
+		for _, n := range nodes {
+			out = append(out, cobra.Completion(exit.Printable(n.Node)))
+		}
+		return out
+	})
+}
+
 // completeSet offers the ids of the published sets.
 func (a *app) completeSet(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return a.complete(cmd, args, func(ctx context.Context, c *connection) []cobra.Completion {

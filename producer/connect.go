@@ -30,6 +30,8 @@ type connection struct {
 	config *config.Config
 	rdb    *redis.Client
 	store  *run.Store
+	host   func() time.Time // this host's clock
+	ahead  *time.Duration   // how much Redis's clock is ahead of it; nil: not asked yet
 }
 
 // connect reads the configuration. Redis is first spoken to when it is needed.
@@ -43,10 +45,26 @@ func (a *app) connect() (*connection, error) {
 		return nil, err
 	}
 	rdb.Options().ContextTimeoutEnabled = true // a frozen Redis must not hold us longer than we want to wait
-	return &connection{config: c, rdb: rdb, store: run.NewStore(rdb, a.now, c.Queue.KeepRuns)}, nil
+	return &connection{config: c, rdb: rdb, store: run.NewStore(rdb, nil, c.Queue.KeepRuns), host: a.now}, nil
 }
 
 func (c *connection) close() { _ = c.rdb.Close() }
+
+// now is the time by Redis's clock, by which records are written; this host's while
+// Redis has not told.
+func (c *connection) now(ctx context.Context) time.Time {
+	if c.ahead == nil {
+		ctx, done := context.WithTimeout(ctx, time.Second)
+		defer done()
+		at, err := c.store.Time(ctx)
+		if err != nil {
+			return c.host()
+		}
+		d := at.Sub(c.host())
+		c.ahead = &d
+	}
+	return c.host().Add(*c.ahead)
+}
 
 // find reads the named run, or without a name the open one, else the last.
 func (c *connection) find(ctx context.Context, args []string) (run.Record, error) {

@@ -49,6 +49,7 @@ until SIGTERM. With --json the log is JSON, a line an event, on stderr.`,
 
 // serve runs the dashboard until SIGTERM or SIGINT.
 func (a *app) serve(ctx context.Context, c *connection) error {
+	exit.OutliveReader()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := a.logger(c.config)
@@ -56,7 +57,7 @@ func (a *app) serve(ctx context.Context, c *connection) error {
 	if err != nil {
 		return err
 	}
-	h := health.New(health.Options{Program: "dashboard", Version: exit.Version, Redis: c.rdb, Where: task.Where(c.config), Mask: c.config.Mask, Now: a.now})
+	h := health.New(health.Options{Program: "dashboard", Version: exit.Version, Redis: c.rdb, Where: task.Where(c.config), Mask: c.config.Mask})
 	defer h.Shutdown()
 	o.Health, o.Ready, o.Metrics = h, h, h
 	s, err := dashboard.New(o)

@@ -88,7 +88,7 @@ func TestDashboardShowsPlans(t *testing.T) {
 	for _, want := range []string{"0 2 * * *", "Europe/Berlin", "full backup", "paused by ", "/runs/" + id, "No live scheduler serves instance catalog"} {
 		require.Contains(t, body, want)
 	}
-	require.NoError(t, store.SignIn(context.Background(), schedule.Scheduler{ID: "a", Host: "h"}))
+	require.NoError(t, store.SignIn(context.Background(), schedule.Scheduler{ID: "a", Host: "h"}, nil))
 	_, body = fetch(t, url+"/", "", "")
 	require.Contains(t, body, "1 live scheduler")
 	require.NotContains(t, body, "No live scheduler")

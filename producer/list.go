@@ -43,7 +43,7 @@ time of that. Files of other origin in the dump directories are named too.
 				}
 				return exit.JSON(a.out, linesOf(nodes))
 			}
-			a.printSets(c.config.Instance, nodes)
+			a.printSets(c.config.Instance, nodes, c.now(cmd.Context()))
 			return nil
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -73,7 +73,7 @@ func linesOf(nodes []run.Published) []set.Listed {
 	return lines
 }
 
-func (a *app) printSets(instance string, nodes []run.Published) {
+func (a *app) printSets(instance string, nodes []run.Published, now time.Time) {
 	if len(nodes) == 0 {
 		fmt.Fprintf(a.out, "no worker of instance %s has published its sets yet; start one with `worker run`\n", instance)
 		return
@@ -82,11 +82,11 @@ func (a *app) printSets(instance string, nodes []run.Published) {
 		if i > 0 {
 			fmt.Fprintln(a.out)
 		}
-		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", exit.Printable(n.Dir), exit.Printable(n.Node), n.At.UTC().Format(time.RFC3339), standing.Span(a.now().Sub(n.At)))
+		fmt.Fprintf(a.out, "%s on node %s, as of %s (%s ago)\n", exit.Printable(n.Dir), exit.Printable(n.Node), n.At.UTC().Format(time.RFC3339), standing.Span(now.Sub(n.At)))
 		if len(n.Sets) == 0 {
 			fmt.Fprintln(a.out, "no sets")
 		} else {
-			a.printTable(n.Sets)
+			a.printTable(n.Sets, now)
 		}
 		for _, f := range n.Foreign {
 			fmt.Fprintf(a.out, "foreign: %s (not ours, never touched)\n", exit.Printable(f))
@@ -97,7 +97,7 @@ func (a *app) printSets(instance string, nodes []run.Published) {
 	}
 }
 
-func (a *app) printTable(sets []set.Summary) {
+func (a *app) printTable(sets []set.Summary, now time.Time) {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SET\tTYPE\tSIZE\tAGE\tPARTS\tLAST PROOF")
 	for _, s := range sets {
@@ -106,7 +106,7 @@ func (a *app) printTable(sets []set.Summary) {
 			bytes = exit.Size(*s.Size)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", exit.Printable(s.Set), exit.Printable(string(s.Type)), bytes,
-			standing.Span(a.now().Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), a.soundness(s))
+			standing.Span(now.Sub(s.Created)), exit.Printable(strings.Join(s.Parts, ",")), soundness(s, now))
 	}
 	_ = w.Flush()
 	for _, s := range sets {
@@ -117,7 +117,7 @@ func (a *app) printTable(sets []set.Summary) {
 }
 
 // soundness says what is known of a set's health.
-func (a *app) soundness(s set.Summary) string {
+func soundness(s set.Summary, now time.Time) string {
 	if len(s.Missing) > 0 {
 		return "FILES MISSING OR OF WRONG SIZE: " + exit.Printable(strings.Join(s.Missing, ", "))
 	}
@@ -128,5 +128,5 @@ func (a *app) soundness(s set.Summary) string {
 	if !s.Proof.Good {
 		verdict = "DAMAGED"
 	}
-	return fmt.Sprintf("%s %s, %s ago", exit.Printable(s.Proof.Kind), verdict, standing.Span(a.now().Sub(s.Proof.At)))
+	return fmt.Sprintf("%s %s, %s ago", exit.Printable(s.Proof.Kind), verdict, standing.Span(now.Sub(s.Proof.At)))
 }

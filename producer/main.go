@@ -52,6 +52,6 @@ failed, 4 cancelled, 5 another run is active, 6 Redis unreachable, 7 not found,
 	}
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default: $CATALOG_BACKUP_CONFIG, else /etc/catalog-backup/config.yaml)")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON value on stdout and nothing else there")
-	root.AddCommand(a.backupAll(name), a.status(name), a.watch(name), a.list(name), a.show(name), a.cancel(name), a.schedule(name), a.health(name), a.dashboard(name))
+	root.AddCommand(a.backupAll(name), a.status(name), a.watch(name), a.list(name), a.show(name), a.cancel(name), a.abandon(name), a.forget(name), a.schedule(name), a.health(name), a.dashboard(name))
 	return root
 }

@@ -27,6 +27,8 @@ func TestExamplesInThePageAreReal(t *testing.T) {
 		"producer list --json":                  &[]set.Listed{},
 		"producer show SET --json":              &details{},
 		"producer cancel --json":                &cancelled{},
+		"producer abandon RUN --json":           &abandoned{},
+		"producer forget NODE --json":           &forgotten{},
 		"producer schedule list --json":         &[]planLine{},
 		"producer schedule explain CRON --json": &explanation{},
 		"producer schedule pause PLAN --json":   &pausing{},

@@ -50,6 +50,7 @@ service in good order. With --json the log is JSON, a line an event, on stderr.`
 
 // serveSchedule runs the scheduler until SIGTERM or SIGINT.
 func (a *app) serveSchedule(ctx context.Context, c *config.Config, patience time.Duration) error {
+	exit.OutliveReader()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	hup := make(chan os.Signal, 1)

@@ -44,7 +44,7 @@ func TestScheduleList(t *testing.T) {
 	require.NoError(t, err)
 	_, err = store.Pause(context.Background(), "check", "ann\x1b[31m@host")
 	require.NoError(t, err)
-	require.NoError(t, store.SignIn(context.Background(), schedule.Scheduler{ID: "s1"}))
+	require.NoError(t, store.SignIn(context.Background(), schedule.Scheduler{ID: "s1"}, nil))
 	r = s.do("schedule", "list")
 	require.Equal(t, 0, r.code)
 	require.Empty(t, r.err)

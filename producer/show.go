@@ -42,7 +42,7 @@ the last proof. "worker verify SET" reads the set itself.`,
 			if a.json {
 				return exit.JSON(a.out, d)
 			}
-			a.printDetails(d)
+			a.printDetails(d, c.now(cmd.Context()))
 			return nil
 		},
 		ValidArgsFunction: a.completeSet,
@@ -77,7 +77,7 @@ func detailsOf(n run.Published, s set.Summary) details {
 	return d
 }
 
-func (a *app) printDetails(d details) {
+func (a *app) printDetails(d details, now time.Time) {
 	line := func(key, format string, args ...any) {
 		fmt.Fprintf(a.out, "%-10s %s\n", key, exit.Printable(fmt.Sprintf(format, args...)))
 	}
@@ -87,7 +87,7 @@ func (a *app) printDetails(d details) {
 	if d.Parent != nil {
 		line("parent", "%s", *d.Parent)
 	}
-	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), standing.Span(a.now().Sub(d.Created)))
+	line("created", "%s (%s ago)", d.Created.Format(time.RFC3339), standing.Span(now.Sub(d.Created)))
 	if d.Size != nil {
 		line("size", "%s (%d bytes)", exit.Size(*d.Size), *d.Size)
 	}

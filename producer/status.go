@@ -34,7 +34,7 @@ run's state.`,
 			if a.json {
 				return exit.JSON(a.out, reportOf(r))
 			}
-			a.printStanding(r)
+			a.printStanding(r, c.now(cmd.Context()))
 			return nil
 		},
 		ValidArgsFunction: a.completeRun,
@@ -68,11 +68,10 @@ func reportOf(r run.Record) report {
 	return s
 }
 
-func (a *app) printStanding(r run.Record) {
+func (a *app) printStanding(r run.Record, now time.Time) {
 	line := func(key, format string, args ...any) {
 		fmt.Fprintf(a.out, "%-10s %s\n", key, exit.Printable(fmt.Sprintf(format, args...)))
 	}
-	now := a.now()
 	line("run", "%s of instance %s, %s", r.ID, r.Instance, r.Type)
 	if r.Requested != r.Type {
 		line("", "promoted: %s was asked for", r.Requested)
@@ -109,6 +108,9 @@ func (a *app) printStanding(r run.Record) {
 	}
 	if r.Error != "" {
 		line("error", "%s", r.Error)
+	}
+	for _, text := range r.Odd {
+		line("damaged", "%s", text)
 	}
 	a.printAttempts(r.Attempts, now)
 }

@@ -33,7 +33,7 @@ func (a *app) waitFor(ctx context.Context, c *connection, r run.Record, reconnec
 	defer stop()
 	show := newDisplay(a)
 	last, err := a.follow(ctx, c, r, reconnect, show)
-	show.end(last, a.now())
+	show.end(last, c.now(ctx))
 	if a.json {
 		e := endingOf(last)
 		if err != nil {
@@ -102,7 +102,7 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 	away := false
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	show.update(r, a.now())
+	show.update(r, c.now(ctx))
 	for {
 		read, err := c.read(ctx, r.ID, min(answerLimit, max(time.Second, reconnect)))
 		switch {
@@ -111,10 +111,10 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 		case err == nil:
 			if away {
 				away = false
-				show.back(a.now())
+				show.back(c.now(ctx))
 			}
 			heard, r = a.now(), read
-			show.update(r, a.now())
+			show.update(r, c.now(ctx))
 			if r.State.Over() {
 				return r, nil
 			}
@@ -127,7 +127,7 @@ func (a *app) follow(ctx context.Context, c *connection, r run.Record, reconnect
 			return r, exit.Withf(exit.Unreachable, "%w; tried for %s; the run may go on without us: see `status %s` later", c.explain(err), standing.Span(reconnect), r.ID)
 		case !away:
 			away = true
-			show.away("Redis is away, trying for "+standing.Span(reconnect)+": "+exit.Printable(err.Error()), a.now())
+			show.away("Redis is away, trying for "+standing.Span(reconnect)+": "+exit.Printable(err.Error()), c.now(ctx))
 		}
 		select {
 		case <-ctx.Done():

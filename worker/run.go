@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"catalog-backup/shared/config"
@@ -39,7 +38,8 @@ func runCommand(g *globals) *cobra.Command {
 		Short: "The daemon: take runs out of the queue and make sets",
 		Long: `The daemon. It takes the runs of its instance out of the queue, makes the sets,
 cleans up after failures, and with redis: embedded keeps the Redis server too.
-SIGTERM hands a stage that is under way on to the next worker; it counts as no failure.
+SIGTERM, SIGINT and SIGHUP hand a stage that is under way on to the next worker; it
+counts as no failure. Under nohup SIGHUP is ignored.
 With --json the log is JSON, a line an event, on stderr.`,
 		Example: "  worker run --config /etc/catalog-backup/config.yaml",
 		Args:    exit.Args(cobra.NoArgs),
@@ -59,9 +59,10 @@ With --json the log is JSON, a line an event, on stderr.`,
 	}
 }
 
-// daemon runs until SIGTERM or SIGINT.
+// daemon runs until a signal ends it.
 func daemon(ctx context.Context, c *config.Config) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	exit.OutliveReader()
+	ctx, stop := signal.NotifyContext(ctx, exit.Ends()...)
 	defer stop()
 	log := c.Log.Logger(os.Stderr)
 	limitMemory()
@@ -113,7 +114,7 @@ func daemon(ctx context.Context, c *config.Config) error {
 	case err = <-w.Refused():
 		err = fmt.Errorf("stop the worker, a stage under way is handed on: %w", err)
 	}
-	stop() // a second signal ends at once
+	stop() // a second SIGTERM or SIGINT ends at once
 	log.Info("stopping: a stage under way is handed on")
 	w.Shutdown()
 	return err
@@ -126,7 +127,8 @@ func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Pa
 	return pipeline.Params{
 		Store: store, Dir: dir, Instance: c.Instance, Node: c.Node, Now: time.Now, Log: log, Mask: c.Mask,
 		Limits: pipeline.Limits{Errors: c.Queue.RetryErrors, Interruptions: c.Queue.RetryInterruptions, Crashes: c.Queue.RetryCrashes,
-			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace},
+			Backoff: c.Queue.Backoff, Timeout: c.Backup.Timeout, NodeLostAfter: c.Queue.NodeLostAfter, RedisGrace: c.Queue.RedisGrace,
+			CloseAfter: c.Queue.CloseAfter, Poll: c.Queue.Poll},
 		Stages: backup.Stages(backup.Options{Config: c, Dir: dir, Store: store, Now: time.Now, Logf: logf,
 			Program: set.Tool{Name: "catalog-backup", Version: exit.Version}}),
 		Others: map[string]pipeline.Handler{task.VerifyType: proof.New(proof.Params{Runs: store, Store: schedule.NewStore(rdb, c.Instance, time.Now),

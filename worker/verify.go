@@ -54,11 +54,12 @@ func addDir(cmd *cobra.Command, dir *string) {
 
 var errInterrupted = errors.New("interrupted")
 
-// interruptible ends with SIGINT or SIGTERM; a second signal ends the program at once.
+// interruptible ends with a signal, or when nobody reads any more what is printed; a
+// second SIGINT or SIGTERM ends the program at once.
 func interruptible(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	signal.Notify(signals, append(exit.Ends(), syscall.SIGPIPE)...)
 	go func() {
 		select {
 		case s := <-signals:

@@ -125,7 +125,7 @@ type confirmBody struct {
 }
 
 func (s *Service) confirmCancel(w http.ResponseWriter, r *http.Request, rec run.Record) {
-	v := runViewOf(rec, s.o.Now())
+	v := runViewOf(rec, s.now(r.Context()))
 	s.offerCancel(r, &v)
 	if v.Cancels == nil {
 		http.Redirect(w, r, v.URL, http.StatusSeeOther)

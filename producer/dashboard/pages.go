@@ -83,6 +83,16 @@ func (s *Service) routes(mux *http.ServeMux) {
 	})
 }
 
+// now is the time by Redis's clock, by which records are written; this host's where
+// Redis does not tell.
+func (s *Service) now(ctx context.Context) time.Time {
+	at, err := s.o.Store.Time(ctx)
+	if err != nil {
+		return s.o.Now()
+	}
+	return at
+}
+
 // show writes a page. It is made whole before anything is sent, so that an error
 // in the middle does not leave half a page.
 func (s *Service) show(w http.ResponseWriter, r *http.Request, status int, name string, p page) {
@@ -221,7 +231,7 @@ type runBody struct {
 }
 
 func (s *Service) run(w http.ResponseWriter, r *http.Request, rec run.Record) {
-	v := runViewOf(rec, s.o.Now())
+	v := runViewOf(rec, s.now(r.Context()))
 	s.offerCancel(r, &v)
 	p := page{Title: "Run " + rec.ID, Announce: v.Words}
 	if !rec.State.Over() {
@@ -249,7 +259,7 @@ func (s *Service) set(w http.ResponseWriter, r *http.Request, name string) {
 		s.say(w, r, http.StatusInternalServerError, "The sets cannot be read", s.o.Explain(err).Error())
 		return
 	}
-	now := s.o.Now()
+	now := s.now(r.Context())
 	node, summary, ok := standing.FindSet(nodes, r.PathValue("set"))
 	if !ok {
 		s.say(w, r, http.StatusNotFound, "No such set", "No worker has published a set of this name. The instance's page lists those there are.")

@@ -114,6 +114,9 @@ func (s *Service) look(ctx context.Context, name string, brief bool) instanceVie
 
 func (s *Service) fill(ctx context.Context, v *instanceView) error {
 	var err error
+	if v.Now, err = s.o.Store.Time(ctx); err != nil {
+		return err
+	}
 	if v.Workers, err = s.o.Store.Workers(ctx, v.Name); err != nil {
 		return err
 	}

@@ -137,7 +137,7 @@ func (y *yard) scheduler(name string) *hand {
 	h.rdb.AddHook(h.fate)
 	log := logrus.New()
 	log.SetOutput(y.log)
-	h.Service = New(Params{Config: c, Read: y.read, Parse: parse, Redis: h.rdb, Clock: y.clock, Log: log,
+	h.Service = New(Params{Config: c, Read: y.read, Parse: parse, Redis: h.rdb, Clock: y.clock, RunClock: y.clock.Now, Log: log,
 		Who: schedule.Scheduler{ID: name}, FreshEpoch: func() string { return fmt.Sprintf("epoch%d", rand.Int63()) }})
 	y.t.Cleanup(func() { _ = h.rdb.Close() })
 	return h

@@ -86,8 +86,11 @@ func (s *Service) turn(ctx context.Context) error {
 	now := s.p.Clock.Now()
 	s.looked = now
 	if since := now.Sub(s.signed); since >= signInterval || since < 0 {
-		if err := s.store.SignIn(ctx, s.p.Who); err != nil {
+		if err := s.store.SignIn(ctx, s.p.Who, s.current()); err != nil {
 			return fmt.Errorf("sign in: %w", err)
+		}
+		if err := task.Publish(ctx, s.p.Redis, task.ScheduleQueue(s.instance)); err != nil {
+			return err
 		}
 		s.signed = now
 	}
@@ -110,7 +113,6 @@ func (s *Service) takeEpoch(epoch string) {
 	defer s.mu.Unlock()
 	if s.epoch != "" && s.epoch != epoch {
 		s.p.Log.Warn("Redis was emptied or replaced: which plans were paused and what became of their ticks is forgotten; all plans begin from now")
-		s.freshQueue()
 		s.signed = time.Time{}
 	}
 	s.epoch = epoch
@@ -181,13 +183,13 @@ func (s *Service) due(ctx context.Context, p schedule.Plan, at time.Time, last b
 
 func (s *Service) enqueue(ctx context.Context, p schedule.Plan, at time.Time) (bool, error) {
 	s.mu.Lock()
-	queue, epoch := s.queue, s.epoch
+	epoch := s.epoch
 	s.mu.Unlock()
 	until := p.Next(at)
 	if until.IsZero() {
 		until = at.Add(p.CatchUp)
 	}
-	return queue.EnqueueTick(ctx, task.Tick{Install: epoch, Instance: s.instance, Plan: p.Name, At: at, Job: p.Job, Type: p.Type,
+	return s.starter.Queue.EnqueueTick(ctx, task.Tick{Install: epoch, Instance: s.instance, Plan: p.Name, At: at, Job: p.Job, Type: p.Type,
 		Overlap: p.Overlap, Latest: at.Add(p.CatchUp), Until: until}, p.CatchUp)
 }
 

@@ -45,6 +45,7 @@ func (s *Service) take(plans []schedule.Plan, now time.Time) {
 	s.mu.Lock()
 	s.plans = plans
 	s.mu.Unlock()
+	s.signed = time.Time{} // what is in force now is said before it is looked at
 	names := []string{}
 	for _, p := range plans {
 		names = append(names, p.Name+" next "+p.Next(now).Format(time.RFC3339))

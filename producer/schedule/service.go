@@ -35,8 +35,10 @@ type Params struct {
 	Parse func(text []byte) (*config.Config, error)
 	Redis *redis.Client // closed by the caller
 	Clock Clock
-	Log   logrus.FieldLogger
-	Who   schedule.Scheduler
+	// RunClock is what the records of runs are written by. nil, as in the program, is Redis's.
+	RunClock func() time.Time
+	Log      logrus.FieldLogger
+	Who      schedule.Scheduler
 	// FreshEpoch proposes a name for a Redis that has none.
 	FreshEpoch func() string
 	// Again is how often a tick that waits looks whether it can go on. Default 5 s.
@@ -55,7 +57,6 @@ type Service struct {
 
 	mu     sync.Mutex // guards what follows
 	plans  []schedule.Plan
-	queue  *task.Enqueuer
 	epoch  string
 	turned time.Time // when the loop last looked at all plans
 
@@ -91,20 +92,12 @@ func New(p Params) *Service {
 		p.Again = 5 * time.Second
 	}
 	now := p.Clock.Now
-	runs := run.NewStore(p.Redis, now, p.Config.Queue.KeepRuns)
+	runs := run.NewStore(p.Redis, p.RunClock, p.Config.Queue.KeepRuns)
 	s := &Service{p: p, instance: p.Config.Instance, runs: runs, store: schedule.NewStore(p.Redis, p.Config.Instance, now),
 		inspector: asynq.NewInspectorFromRedisClient(p.Redis), starter: start.New(p.Redis, runs, now), plans: schedule.Plans(p.Config),
 		reload: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{})}
 	s.beat = health.NewBeat(now)
-	s.freshQueue()
 	return s
-}
-
-// freshQueue makes a client of asynq that does not know the queue yet: an old one
-// believes that it has published it, which a Redis that was emptied does not know.
-func (s *Service) freshQueue() {
-	s.queue = task.NewEnqueuer(asynq.NewClientFromRedisClient(s.p.Redis), s.p.Clock.Now)
-	s.starter.Queue = s.queue
 }
 
 // Start begins to work. Redis answers when it is called.

@@ -77,7 +77,7 @@ func (s *Service) tooLate(ctx context.Context, tick task.Tick) (bool, error) {
 
 // open opens the tick's run.
 func (s *Service) open(ctx context.Context, tick task.Tick) error {
-	starter := s.starterNow()
+	starter := s.starter
 	r, err := starter.Open(ctx, start.Request{Instance: s.instance, Requested: set.Type(tick.Type), Tick: task.TickID(tick)})
 	var busy *run.BusyError
 	switch {
@@ -97,13 +97,6 @@ func (s *Service) open(ctx context.Context, tick task.Tick) error {
 		}
 	}
 	return s.note(ctx, tick, schedule.Tick{Result: schedule.Opened, Run: &r.ID})
-}
-
-// starterNow is the starter with the queue of the current epoch.
-func (s *Service) starterNow() start.Starter {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.starter
 }
 
 // overlap deals with a tick that finds other work active: id names it, where it is a run.
@@ -133,7 +126,7 @@ func (s *Service) verify(ctx context.Context, tick task.Tick) error {
 	if busy != nil {
 		return s.overlap(ctx, tick, nil, "the verification of "+busy.At.Format(time.RFC3339)+" was at work")
 	}
-	if err := s.starterNow().Queue.EnqueueVerify(ctx, tick); err != nil {
+	if err := s.starter.Queue.EnqueueVerify(ctx, tick); err != nil {
 		return err
 	}
 	return s.note(ctx, tick, schedule.Tick{Result: schedule.Verifying})

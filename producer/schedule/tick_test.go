@@ -123,7 +123,7 @@ func TestATickThatNobodyTookInTime(t *testing.T) {
 
 	y, h = daily(t, "")
 	tick = y.one(h, "2026-11-23T02:30:00Z")
-	_, err = h.starterNow().Open(ctx, start.Request{Instance: "catalog", Requested: "incremental", Tick: task.TickID(tick)})
+	_, err = h.starter.Open(ctx, start.Request{Instance: "catalog", Requested: "incremental", Tick: task.TickID(tick)})
 	require.NoError(t, err, "and the scheduler dies, before it can say so")
 	y.at("2026-11-23T03:30:01Z", 1)
 	require.NoError(t, h.deliver(tick))

@@ -12,7 +12,6 @@ import (
 	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -28,7 +27,7 @@ type Starter struct {
 
 // New makes a Starter on rdb, which the caller closes.
 func New(rdb *redis.Client, store *run.Store, now func() time.Time) Starter {
-	return Starter{Store: store, Queue: task.NewEnqueuer(asynq.NewClientFromRedisClient(rdb), now), Now: now}
+	return Starter{Store: store, Queue: task.NewEnqueuer(rdb, now), Now: now}
 }
 
 // Request is who wants what.

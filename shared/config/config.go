@@ -133,6 +133,8 @@ type Queue struct {
 	Backoff            time.Duration
 	NodeLostAfter      time.Duration
 	RedisGrace         time.Duration
+	Poll               time.Duration
+	CloseAfter         time.Duration
 	KeepRuns           time.Duration
 }
 
@@ -238,6 +240,9 @@ func Parse(path string, text []byte, getenv func(string) string) (*Config, error
 	c.forWorker, c.forDashboard = src.forWorker, src.forDashboard
 	return c, c.check(src)
 }
+
+// ValidName tells whether s has the form of the name of an instance or a node.
+func ValidName(s string) bool { return nameRE.MatchString(s) }
 
 var nameRE = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 

@@ -57,7 +57,7 @@ func TestTheSpecificationsExample(t *testing.T) {
 		Archive:  Archive{Level: 1, IOClass: "normal"},
 		Backup:   Backup{DumpDir: "/data2/backup", TempDir: "/data2/tmp", Timeout: 6 * time.Hour, PgBackRest: true},
 		Queue: Queue{RetryErrors: 3, RetryInterruptions: 50, RetryCrashes: 5, Backoff: 10 * time.Second, NodeLostAfter: time.Hour,
-			RedisGrace: 10 * time.Minute, KeepRuns: 90 * 24 * time.Hour},
+			RedisGrace: 10 * time.Minute, Poll: 100 * time.Millisecond, CloseAfter: 10 * time.Minute, KeepRuns: 90 * 24 * time.Hour},
 		Schedule:  Schedule{CatchUp: time.Hour, Overlap: "skip"},
 		Log:       Log{Level: "info", Format: "text"},
 		Dashboard: Dashboard{Listen: []string{"127.0.0.1:8980"}, Auth: "on", Username: "admin", MaxAge: 26 * time.Hour}}
@@ -135,6 +135,8 @@ func TestMistakes(t *testing.T) {
 		"out of range":      {base + "archive: {level: 10}\n", "/etc/c.yaml:2: archive.level: 10 is not between 1 and 9"},
 		"not a bool":        {base + "files:\n  allow_unreadable: maybe\n", "/etc/c.yaml:3: files.allow_unreadable: \"maybe\" is neither true nor false"},
 		"not a duration":    {base + "queue: {backoff: 10}\n", "/etc/c.yaml:2: queue.backoff: \"10\" is not a duration; it takes a duration such as 90s, 10m or 1h"},
+		"too often":         {base + "queue: {poll: 5ms}\n", "/etc/c.yaml:2: queue.poll: 5ms is not between 10ms and 10s"},
+		"too seldom":        {base + "queue: {poll: 11s}\n", "queue.poll: 11s is not between 10ms and 10s"},
 		"negative":          {base + "queue: {backoff: -1s}\n", "is not a duration"},
 		"not seconds":       {base + "alation.backup.chef_timeout: 6h\n", "/etc/c.yaml:2: alation.backup.chef_timeout: \"6h\" is not a number of seconds"},
 		"zero seconds":      {base + "alation.backup.chef_timeout: 0\n", "is not a number of seconds"},

@@ -135,6 +135,18 @@ func duration(f func(*Config) *time.Duration) func(*Config, value) error {
 	}
 }
 
+func durationWithin(f func(*Config) *time.Duration, low, high time.Duration) func(*Config, value) error {
+	return func(c *Config, v value) error {
+		if err := duration(f)(c, v); err != nil {
+			return err
+		}
+		if d := *f(c); d < low || d > high {
+			return fmt.Errorf("%s is not between %s and %s", v.text, low, high)
+		}
+		return nil
+	}
+}
+
 func list(f func(*Config) *[]string, check func(string) error) func(*Config, value) error {
 	return func(c *Config, v value) error {
 		if v.list == nil {
@@ -311,7 +323,9 @@ var Keys = []Key{
 	{Name: "queue.retry_interruptions", Kind: kindInt, Default: "50", Doc: "How often a stage is tried again after a worker was stopped in good order.", set: integer(func(c *Config) *int { return &c.Queue.RetryInterruptions }, 0, 100000)},
 	{Name: "queue.backoff", Kind: kindTime, Default: "10s", Doc: "Wait before the first retry after an error; doubled for each further one, at most 10 minutes.", set: duration(func(c *Config) *time.Duration { return &c.Queue.Backoff })},
 	{Name: "queue.node_lost_after", Kind: kindTime, Default: "1h", Doc: "How long a run waits for a worker of its node before it fails and frees the lock.", set: duration(func(c *Config) *time.Duration { return &c.Queue.NodeLostAfter })},
-	{Name: "queue.redis_grace", Kind: kindTime, Default: "10m", Doc: "How long a stage works on, or waits to report its end, while Redis is away.", set: duration(func(c *Config) *time.Duration { return &c.Queue.RedisGrace })},
+	{Name: "queue.redis_grace", Kind: kindTime, Default: "10m", Doc: "After how long without Redis a stage that works on says so in the log, at error. It works on, or waits to report its end, until a margin before `queue.node_lost_after`: a quarter of that, from 1 to 15 minutes.", set: duration(func(c *Config) *time.Duration { return &c.Queue.RedisGrace })},
+	{Name: "queue.close_after", Kind: kindTime, Default: "10m", Doc: "How long the cleanup of a run that fails or is cancelled may take. After that the run is closed without it, the lock is free, and what is left is removed when it can be.", set: duration(func(c *Config) *time.Duration { return &c.Queue.CloseAfter })},
+	{Name: "queue.poll", Kind: kindTime, Default: "100ms", Doc: "How often an idle worker looks for work in its two queues, 10ms to 10s. A stage waits up to that long between two others, a fleet of idle workers costs Redis what [Backing up](backing-up.md#what-idle-workers-cost) says.", set: durationWithin(func(c *Config) *time.Duration { return &c.Queue.Poll }, 10*time.Millisecond, 10*time.Second)},
 	{Name: "queue.keep_runs", Kind: kindTime, Default: "2160h", Doc: "How long the records of ended runs are kept.", set: duration(func(c *Config) *time.Duration { return &c.Queue.KeepRuns })},
 
 	{Name: "dashboard.listen", Kind: kindAddresses, Default: "127.0.0.1:8980", Doc: "Where the dashboard listens. Without TLS, stay on loopback or put a reverse proxy in front.", set: addresses(func(c *Config) *[]string { return &c.Dashboard.Listen })},

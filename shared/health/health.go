@@ -69,7 +69,7 @@ type Options struct {
 	Mask func(string) string
 	// Collectors are further metrics.
 	Collectors []prometheus.Collector
-	// Now is the clock; nil is time.Now.
+	// Now is the clock; nil is time.Now, and Redis's for what Redis knows.
 	Now func() time.Time
 }
 
@@ -89,6 +89,7 @@ type Health struct {
 
 // New makes a Health. Shutdown ends it.
 func New(o Options) *Health {
+	given := o.Now // nil: the ages of what Redis knows are told by its own clock
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -99,7 +100,7 @@ func New(o Options) *Health {
 	h.ready = checks(append([]Check{redisCheck(h.rdb, o.Where)}, o.Ready...), o.Now)
 	h.registry = prometheus.NewRegistry()
 	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		newCollector(h.rdb, run.NewStore(h.rdb, o.Now, time.Hour), o))
+		newCollector(h.rdb, run.NewStore(h.rdb, given, time.Hour), o))
 	h.registry.MustRegister(o.Collectors...)
 	h.metrics = promhttp.HandlerFor(h.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 8})
 	return h

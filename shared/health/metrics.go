@@ -153,7 +153,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for i, s := range f.surveys {
 		odd += len(s.Unreadable)
 		e := emit{ch, valid(s.Instance)}
-		e.survey(s, c.o.Now())
+		e.survey(s)
 		e.gauge(scheduled, float64(f.schedulers[i]))
 	}
 	show(unreadable, float64(odd))
@@ -176,11 +176,11 @@ func (e emit) gauge(d *prometheus.Desc, v float64, labels ...string) {
 	e.value(d, prometheus.GaugeValue, v, labels...)
 }
 
-func (e emit) survey(s run.Survey, now time.Time) {
+func (e emit) survey(s run.Survey) {
 	e.totals(s.Totals)
 	e.gauge(workers, float64(s.Workers))
 	e.openRun(s.Open)
-	e.sets(s.Published, now)
+	e.sets(s.Published, s.At)
 }
 
 // totals begin at 0 for every result and kind, so that the first of a kind is seen as an increase.

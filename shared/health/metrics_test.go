@@ -116,7 +116,7 @@ func TestMetrics(t *testing.T) {
 		require.NoError(t, store.SignIn(ctx, "catalog", run.Worker{ID: id, Node: "host1"}))
 	}
 	require.NoError(t, store.SignIn(ctx, "fresh", run.Worker{ID: "w3", Node: "host1"}))
-	require.NoError(t, schedule.NewStore(rdb, "catalog", c.Now).SignIn(ctx, schedule.Scheduler{ID: "s1"}))
+	require.NoError(t, schedule.NewStore(rdb, "catalog", c.Now).SignIn(ctx, schedule.Scheduler{ID: "s1"}, nil))
 	want, err := textOf(c.Now())
 	require.NoError(t, err)
 	first, second := newHealth(t, server, Options{Now: c.Now}), newHealth(t, server, Options{Now: c.Now})
@@ -255,7 +255,7 @@ func TestQueuesAreReadAsAsynqReadsThem(t *testing.T) {
 	require.NoError(t, srv.Start(handler))
 	defer srv.Shutdown()
 	defer close(release)
-	require.NoError(t, task.NewEnqueuer(client, time.Now).Enqueue(ctx, "e", "", task.Payload{Run: "r", Instance: "catalog", Stage: "prepare", Generation: 1}, nil))
+	require.NoError(t, task.NewEnqueuer(rdb, time.Now).Enqueue(ctx, "e", "", task.Payload{Run: "r", Instance: "catalog", Stage: "prepare", Generation: 1}, nil))
 	read := func() map[string]int64 {
 		list, err := depths(ctx, rdb)
 		require.NoError(t, err)

@@ -193,7 +193,7 @@ func TestForcedStopKeepsWhyTheRunWasEnding(t *testing.T) {
 	require.NoError(t, err)
 	r = b.reload(r)
 	require.Equal(t, Failed, r.State)
-	require.Equal(t, "disk full", r.Error)
+	require.Equal(t, "disk full; node lost", r.Error)
 }
 
 func TestCommitClosesTheDoor(t *testing.T) {

@@ -5,12 +5,14 @@ package run
 var clock = `
 -- seconds since 1970 of a time, in UTC; nil if it is none
 local function seconds(t)
-  local y, m, d, h, min, s = string.match(t or '', '^(%d+)-(%d+)-(%d+)T(%d+):(%d+):([%d.]+)Z$')
+  if type(t) ~= 'string' then return nil end
+  local y, m, d, h, min, s, part = string.match(t, '^(%d%d%d%d)-(%d%d)-(%d%d)T(%d%d):(%d%d):(%d%d)(%.?%d*)Z$')
   if not y then return nil end
-  y, m = tonumber(y), tonumber(m)
+  y, m, d, h, min, s = tonumber(y), tonumber(m), tonumber(d), tonumber(h), tonumber(min), tonumber(s)
+  if m < 1 or m > 12 or d < 1 or d > 31 or h > 23 or min > 59 or s > 59 then return nil end
   if m <= 2 then y = y - 1; m = m + 12 end -- the year begins in March, so that a leap day is its last
   local days = 365 * y + math.floor(y / 4) - math.floor(y / 100) + math.floor(y / 400) + math.floor((153 * (m - 3) + 2) / 5) + d - 719469
-  return days * 86400 + h * 3600 + min * 60 + s
+  return days * 86400 + h * 3600 + min * 60 + s + (tonumber('0' .. part) or 0)
 end
 -- written is the time of a number of whole seconds since 1970 and microseconds
 local function written(s, us)
@@ -27,15 +29,17 @@ local function written(s, us)
   return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', y, m, doy - math.floor((153 * mp + 2) / 5) + 1,
     math.floor(rest / 3600), math.floor(rest % 3600 / 60), rest % 60, us)
 end
--- the_time is given, or else Redis's own; never before last
-local function the_time(given, last)
-  local now = given
-  if now == '' then
-    local t = redis.call('TIME')
-    now = written(tonumber(t[1]), tonumber(t[2]))
-  end
+-- the_time is given, or else Redis's own
+local function the_time(given)
+  if given ~= '' then return given end
+  local t = redis.call('TIME')
+  return written(tonumber(t[1]), tonumber(t[2]))
+end
+-- never_back is now, or last where a host or a Redis whose clock was ahead wrote that. One
+-- that is more than a day ahead is no time to follow.
+local function never_back(now, last)
   local a, b = seconds(last), seconds(now)
-  if a and b and a > b then return last end
+  if a and a > b and a - b < 86400 then return last end
   return now
 end
 -- later is ms after t

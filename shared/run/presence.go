@@ -7,8 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"catalog-backup/shared/set"
-
 	"github.com/redis/go-redis/v9"
 )
 
@@ -42,14 +40,8 @@ func (s *Store) SignIn(ctx context.Context, instance string, w Worker) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		p.SAdd(ctx, instancesKey, instance)
-		p.SAdd(ctx, workersKey(instance), w.ID)
-		p.Set(ctx, workerKey(instance, w.ID), b, presenceTTL)
-		p.HSet(ctx, nodesKey(instance), w.Node, stamp(at))
-		return nil
-	})
-	return err
+	keys := []string{instancesKey, workersKey(instance), nodesKey(instance), setsKey(instance), workerKey(instance, w.ID)}
+	return signScript.Run(ctx, s.rdb, keys, instance, w.ID, w.Node, stamp(at), b, presenceTTL.Milliseconds()).Err()
 }
 
 // SignOut takes the worker off, and out of the lead.
@@ -112,13 +104,11 @@ func (s *Store) Instances(ctx context.Context) ([]string, error) {
 // NodeSeen is when a worker of the node last gave a sign; zero if never.
 func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
 	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
-	if err == redis.Nil {
-		return time.Time{}, nil
+	if err != nil && err != redis.Nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return time.Time{}, fmt.Errorf("read the last sign of node %s: %w", node, err)
 	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	return time.Parse(time.RFC3339Nano, v)
+	t, _ := time.Parse(time.RFC3339Nano, v) // one that is damaged is none
+	return t, nil
 }
 
 // Lead takes or keeps the leadership of the instance's reconcilers for ttl.
@@ -135,40 +125,4 @@ func (s *Store) Lead(ctx context.Context, instance, worker string, ttl time.Dura
 		return false, err
 	}
 	return true, s.rdb.PExpire(ctx, leaderKey(instance), ttl).Err()
-}
-
-// Published is what the workers of a node last said of its dump directory.
-type Published struct {
-	At       time.Time     `json:"at"`
-	Node     string        `json:"node"`
-	Dir      string        `json:"dir"`
-	Sets     []set.Summary `json:"sets"`
-	Foreign  []string      `json:"foreign"`
-	Problems []string      `json:"problems"`
-}
-
-// Publish replaces what the node said before.
-func (s *Store) Publish(ctx context.Context, instance string, p Published) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	return s.rdb.HSet(ctx, setsKey(instance), p.Node, b).Err()
-}
-
-// Published lists what every node last said.
-func (s *Store) Published(ctx context.Context, instance string) ([]Published, error) {
-	h, err := s.rdb.HGetAll(ctx, setsKey(instance)).Result()
-	if err != nil {
-		return nil, fmt.Errorf("read the published sets: %w", err)
-	}
-	out := []Published{}
-	for node, v := range h {
-		var p Published
-		if err := json.Unmarshal([]byte(v), &p); err != nil {
-			return nil, fmt.Errorf("read the published sets of node %s: %w", node, err)
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }

@@ -4,12 +4,8 @@
 package run
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"regexp"
-	"sort"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -98,6 +94,10 @@ type Record struct {
 	Results          map[string]string // committed results of stages: directory below the run's staging
 	Attempts         []Attempt
 	Cleanups         int // how often a cleanup was finished: 0 or 1
+
+	// Odd are the fields that an odd hand made of another shape, in words, one a line.
+	// They count as missing.
+	Odd []string
 }
 
 var idRE = regexp.MustCompile(`^[0-9]{8}t[0-9]{6}z-[a-z2-7]{8}$`)
@@ -132,77 +132,3 @@ func (r Record) Age(now time.Time) time.Duration { return now.Sub(r.Created).Rou
 
 // ErrNotFound is returned for a run that has no record.
 var ErrNotFound = errors.New("no such run")
-
-// parse turns the hash into a Record.
-func parse(id string, h map[string]string) (Record, error) {
-	if len(h) == 0 || h["state"] == "" {
-		return Record{}, fmt.Errorf("%w: %s", ErrNotFound, id)
-	}
-	r := Record{ID: id, Instance: h["instance"], Requested: h["requested"], Tick: h["tick"], Type: h["type"], Set: h["set"],
-		State: State(h["state"]), Stage: h["stage"], Ending: State(h["ending"]), Cancel: h["cancel"] == "1",
-		Committed: h["committed"] == "1", Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
-		Results: map[string]string{}, Warnings: texts(h["warnings"]), Notes: texts(h["notes"]), Archives: texts(h["archives"])}
-	num := func(f string) int64 { n, _ := strconv.ParseInt(h[f], 10, 64); return n }
-	r.Generation, r.Claimed, r.Fence = num("generation"), num("claimed"), num("fence")
-	if h, ok := ParseHold(h["holder"]); ok && h.Fence == r.Fence {
-		r.Token = h.Token
-	}
-	r.Attempt, r.Errors, r.Crashes, r.Interruptions = int(num("attempt")), int(num("errors")), int(num("crashes")), int(num("interruptions"))
-	r.Cleanups = int(num("cleanups"))
-	at := func(f string) *time.Time {
-		t, err := time.Parse(time.RFC3339Nano, h[f])
-		if err != nil {
-			return nil
-		}
-		return &t
-	}
-	if t := at("created"); t != nil {
-		r.Created = *t
-	}
-	if t := at("updated"); t != nil {
-		r.Updated = *t
-	}
-	r.Started, r.Ended, r.NotBefore, r.Deadline = at("started"), at("ended"), at("not_before"), at("deadline")
-	r.EndingSince, r.CancelSince = at("ending_since"), at("cancel_since")
-	opt := func(f string) *int64 {
-		if h[f] == "" {
-			return nil
-		}
-		n := num(f)
-		return &n
-	}
-	r.BytesDone, r.BytesTotal, r.Rate = opt("bytes_done"), opt("bytes_total"), opt("rate")
-	for f, v := range h {
-		if s, ok := strings.CutPrefix(f, "result:"); ok {
-			r.Results[s] = v
-		}
-		if s, ok := strings.CutPrefix(f, "attempt:"); ok {
-			var a Attempt
-			if err := json.Unmarshal([]byte(v), &a); err != nil {
-				return r, fmt.Errorf("run %s: attempt %s is damaged: %w", id, s, err)
-			}
-			a.Fence, _ = strconv.ParseInt(s, 10, 64)
-			r.Attempts = append(r.Attempts, a)
-		}
-	}
-	sort.Slice(r.Attempts, func(i, j int) bool { return r.Attempts[i].Fence < r.Attempts[j].Fence })
-	return r, nil
-}
-
-func texts(s string) []string {
-	out := []string{}
-	if s != "" {
-		_ = json.Unmarshal([]byte(s), &out)
-	}
-	return out
-}
-
-func jsonTexts(s []string) string {
-	if len(s) == 0 {
-		return "[]"
-	}
-	b, _ := json.Marshal(s)
-	return string(b)
-}
-
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

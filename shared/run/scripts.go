@@ -5,66 +5,14 @@ import "github.com/redis/go-redis/v9"
 // Every change of a run record is one of these scripts, so that it is atomic and
 // depends on what the record says at that moment. KEYS[1] is always the run's
 // hash, ARGV[1] the time now; empty, as in the programs, it is Redis's own, since the
-// hosts' clocks differ. Those that end attempts or runs have the
-// totals of the instance (totals.go) as KEYS[4]. Each returns an array of strings, the first
-// of which says what happened.
-
-// prelude is put before every script.
-var prelude = `
-local run = KEYS[1]
-local function get(f) return redis.call('HGET', run, f) or '' end
-local function num(f) return tonumber(get(f)) or 0 end
-` + clock + `
-local now = the_time(ARGV[1], get('updated'))
-` + counting + `
-local function set(...) redis.call('HSET', run, 'updated', now, ...) end
-local function over() local s = get('state'); return s ~= 'queued' and s ~= 'running' end
--- held: does the attempt with this fence and token still have the run? An earlier version knew no token.
-local function held(fence, token)
-  return get('fence') == fence and (token == '' or get('holder') == fence .. '-' .. token)
-end
-local function close_attempt(outcome, err)
-  local f = 'attempt:' .. get('fence')
-  local a = redis.call('HGET', run, f)
-  if not a then return end
-  a = cjson.decode(a)
-  if a.outcome ~= cjson.null and a.outcome ~= nil then return end
-  a.ended = now; a.outcome = outcome
-  if err ~= '' then a.error = err else a.error = cjson.null end
-  redis.call('HSET', run, f, cjson.encode(a))
-  count_attempt(a)
-end
--- fresh_task makes a new task of stage s the only one that counts.
-local function fresh_task(s)
-  set('stage', s, 'generation', num('generation') + 1, 'claimed', 0)
-  -- Nobody works now: a rate and a time left would be untrue.
-  redis.call('HDEL', run, 'not_before', 'bytes_done', 'bytes_total', 'rate')
-end
-local function reset_counters()
-  set('errors', 0, 'crashes', 0, 'interruptions', 0, 'attempt', 0)
-end
--- finish ends the run: state, lock and the set of open runs change together.
-local function finish(state, lock, open, keep)
-  set('state', state, 'ended', now, 'ending', '')
-  redis.call('HDEL', run, 'not_before')
-  local id = get('id')
-  if redis.call('GET', lock) == id then redis.call('DEL', lock) end
-  redis.call('SREM', open, id)
-  redis.call('EXPIRE', run, keep)
-  count_run(state)
-end
--- to_cleanup makes an open run end as ending. The fence grows, so that an attempt that still runs may touch nothing more.
-local function to_cleanup(ending, err)
-  set('ending', ending, 'ending_since', now, 'error', err, 'fence', num('fence') + 1, 'state', 'running')
-  reset_counters()
-  fresh_task('cleanup')
-end
-`
+// hosts' clocks differ. Those that end runs have the totals of the instance (totals.go)
+// as KEYS[4]. Each returns an array of strings, the first of which says what happened.
 
 // start: KEYS run, lock, open, runs, epoch, instances, tick; ARGV now, id, instance, requested, type,
 // first stage, new epoch, keep (s), tick (” = none). Takes the lock and writes the record.
 // → ok, epoch | again, id of the run that this tick opened before | busy, id of the run that holds the lock | exists
 var startScript = redis.NewScript(prelude + `
+for i, kind in ipairs({'string', 'set', 'zset', 'string', 'set', 'string'}) do typed(KEYS[i + 1], kind) end
 if ARGV[9] ~= '' then
   local opened = redis.call('GET', KEYS[7])
   if opened then return {'again', opened} end
@@ -73,6 +21,16 @@ redis.call('SET', KEYS[5], ARGV[7], 'NX')
 local holder = redis.call('GET', KEYS[2])
 if holder then return {'busy', holder} end
 if redis.call('EXISTS', run) == 1 then return {'exists'} end
+-- A lock that went without its run is that run's still.
+for _, other in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  run = '` + keyPrefix + `run:' .. other
+  if not over() then
+    redis.call('SET', KEYS[2], other)
+    return {'busy', other}
+  end
+  redis.call('SREM', KEYS[3], other)
+end
+run = KEYS[1]
 local epoch = redis.call('GET', KEYS[5])
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('HSET', run, 'id', ARGV[2], 'instance', ARGV[3], 'requested', ARGV[4], 'type', ARGV[5], 'stage', ARGV[6],
@@ -88,42 +46,46 @@ redis.call('ZADD', KEYS[4], score, ARGV[2])
 return {'ok', epoch}`)
 
 // claim: KEYS run; ARGV now, stage, generation, node, limit of the run (ms), token. The caller
-// holds the flock on the run's staging.
+// holds the flock on the run's staging, so an attempt before it that is open in the record is dead.
 // → ok, fence | stale (another generation or stage, or the run is over) | elsewhere, node
 // | claimed (an attempt took this generation before; it is dead, since we hold its lock) | cancel
 var claimScript = redis.NewScript(prelude + `
-if over() or get('stage') ~= ARGV[2] or get('generation') ~= ARGV[3] then return {'stale'} end
+if over() or get('stage') ~= ARGV[2] or not current(ARGV[3]) then return {'stale'} end
 local node = get('node')
 if node ~= '' and node ~= ARGV[4] then return {'elsewhere', node} end
-if get('claimed') == ARGV[3] then return {'claimed'} end
-if get('cancel') == '1' and get('ending') == '' and get('committed') ~= '1' then return {'cancel'} end
-local fence = num('fence') + 1
-local attempt = num('attempt') + 1
-if get('started') == '' then set('started', now, 'deadline', later(now, ARGV[5])) end
-set('state', 'running', 'fence', fence, 'claimed', ARGV[3], 'attempt', attempt, 'node', ARGV[4], 'holder', fence .. '-' .. ARGV[6],
-  'attempt:' .. fence, cjson.encode({stage = ARGV[2], attempt = attempt, node = ARGV[4], started = now, ended = cjson.null, outcome = cjson.null, error = cjson.null}))
+if whole(get('generation')) and get('claimed') == ARGV[3] then return {'claimed'} end
+if cancelling() then return {'cancel'} end
+close_attempts('interrupted', 'another attempt took the place of this one, which had not told how it ended')
+raise()
+local fence, attempt = fence(), num('attempt') + 1
+if not seconds(get('started')) then set('started', now) end
+-- The limit runs from the first claim, so a deadline that is further away than the limit is none.
+local ends, most = seconds(get('deadline')), later(true_now, ARGV[5])
+if not ends or ends > seconds(most) then set('deadline', most) end
+set('state', 'running', 'generation', ARGV[3], 'claimed', ARGV[3], 'attempt', attempt, 'node', ARGV[4], 'holder', string.format('%.0f-%s', fence, ARGV[6]),
+  string.format('attempt:%.0f', fence), cjson.encode({stage = ARGV[2], attempt = attempt, node = ARGV[4], started = now, ended = cjson.null, outcome = cjson.null, error = cjson.null}))
 redis.call('HDEL', run, 'not_before', 'bytes_done', 'bytes_total', 'rate')
-return {'ok', tostring(fence)}`)
+return {'ok', string.format('%.0f', fence)}`)
 
 // progress: KEYS run, epoch; ARGV now, fence, token, epoch, done, total, rate. ” leaves a number unknown.
 // → ok | cancel | fenced | epoch
 var progressScript = redis.NewScript(prelude + `
-if redis.call('GET', KEYS[2]) ~= ARGV[4] or get('state') == '' then return {'epoch'} end
+if redis.pcall('GET', KEYS[2]) ~= ARGV[4] or state() == '' then return {'epoch'} end
 if over() or not held(ARGV[2], ARGV[3]) then return {'fenced'} end
 for i, f in ipairs({'bytes_done', 'bytes_total', 'rate'}) do
   if ARGV[4 + i] ~= '' then redis.call('HSET', run, f, ARGV[4 + i]) end
 end
 redis.call('HSET', run, 'updated', now)
-if get('cancel') == '1' and get('ending') == '' and get('committed') ~= '1' then return {'cancel'} end
+if cancelling() then return {'cancel'} end
 return {'ok'}`)
 
 // holds: KEYS run, epoch; ARGV now, fence, token, epoch, commit ('1' or ”). Asked before every
 // effect outside staging; with commit it also closes the door to a cancel.
 // → ok | cancel | fenced | epoch
 var holdsScript = redis.NewScript(prelude + `
-if redis.call('GET', KEYS[2]) ~= ARGV[4] or get('state') == '' then return {'epoch'} end
+if redis.pcall('GET', KEYS[2]) ~= ARGV[4] or state() == '' then return {'epoch'} end
 if over() or not held(ARGV[2], ARGV[3]) then return {'fenced'} end
-if get('cancel') == '1' and get('ending') == '' and get('committed') ~= '1' then return {'cancel'} end
+if cancelling() then return {'cancel'} end
 if ARGV[5] == '1' then set('committed', '1') end
 return {'ok'}`)
 
@@ -137,50 +99,54 @@ return {'ok'}`)
 // advance: KEYS run, lock, open, totals; ARGV now, stage, fence, token, next stage (” = the run is done), result, keep (s).
 // → ok, generation | done | cancel | fenced
 var advanceScript = redis.NewScript(prelude + `
-if over() or get('stage') ~= ARGV[2] or not held(ARGV[3], ARGV[4]) or get('ending') ~= '' then return {'fenced'} end
-if get('cancel') == '1' and get('committed') ~= '1' then return {'cancel'} end
-close_attempt('good', '')
+if over() or get('stage') ~= ARGV[2] or not held(ARGV[3], ARGV[4]) or ending() ~= '' then return {'fenced'} end
+if cancelling() then return {'cancel'} end
+close_attempts('good', '')
 set('result:' .. ARGV[2], ARGV[6], 'error', '')
 if ARGV[5] == '' then finish('succeeded', KEYS[2], KEYS[3], ARGV[7]); return {'done'} end
 reset_counters()
 fresh_task(ARGV[5])
 return {'ok', get('generation')}`)
 
-// again: KEYS run, lock, open, totals; ARGV now, stage, generation, kind (error | interrupted | crashed), error text,
-// budget, wait before the next try (ms), permanent ('1'). The attempt of this generation is over; try again, or give up.
+// again: KEYS run, lock, open, totals; ARGV now, stage, generation, fence, token, kind (error | interrupted | crashed),
+// error text, budget, wait before the next try (ms), permanent ('1'). The attempt of this generation, which has or had
+// this fence and token, is over; try again, or give up.
 // → again, generation | cleanup, generation | cancel | stale
 var againScript = redis.NewScript(prelude + `
-if over() or get('stage') ~= ARGV[2] or get('generation') ~= ARGV[3] then return {'stale'} end
-local field = ({error = 'errors', interrupted = 'interruptions', crashed = 'crashes'})[ARGV[4]]
-if get('cancel') == '1' and get('ending') == '' and get('committed') ~= '1' then return {'cancel'} end
-close_attempt(ARGV[4], ARGV[5])
-local n = redis.call('HINCRBY', run, field, 1)
-if get('ending') == '' and (ARGV[8] == '1' or n > tonumber(ARGV[6])) then
-  to_cleanup('failed', ARGV[5])
+if over() or get('stage') ~= ARGV[2] or not current(ARGV[3]) or not held(ARGV[4], ARGV[5]) then return {'stale'} end
+local field = ({error = 'errors', interrupted = 'interruptions', crashed = 'crashes'})[ARGV[6]]
+if cancelling() then return {'cancel'} end
+close_attempts(ARGV[6], ARGV[7])
+local n = num(field) + 1
+set(field, n)
+if ending() == '' and (ARGV[10] == '1' or n > tonumber(ARGV[8])) then
+  to_cleanup('failed', ARGV[7])
   return {'cleanup', get('generation')}
 end
-if ARGV[5] ~= '' and get('ending') == '' then set('error', ARGV[5]) end
+if ARGV[7] ~= '' and ending() == '' then set('error', ARGV[7]) end
 redis.call('HDEL', run, 'committed') -- the next attempt asks for leave again
-count_retry(ARGV[2], ARGV[4])
+count_retry(ARGV[2], ARGV[6])
 fresh_task(ARGV[2])
-if tonumber(ARGV[7]) > 0 then set('not_before', later(now, ARGV[7])) end
+if tonumber(ARGV[9]) > 0 then set('not_before', later(true_now, ARGV[9])) end
 return {'again', get('generation')}`)
 
-// stop: KEYS run, lock, open, totals; ARGV now, generation (” = any), ending (failed | cancelled), error text, keep (s),
-// force ('1' = close without a cleanup: the node is lost). Ends an open run.
+// stop: KEYS run, lock, open, totals; ARGV now, generation (” = any), fence, token (of that generation, as it was read),
+// ending (failed | cancelled), error text, keep (s), force ('1' = close without a cleanup: the node is lost, the cleanup
+// does not end, or a person says so). Ends an open run. One that was ending keeps its error, and gets this one besides.
 // → cleanup, generation | closed | stale
 var stopScript = redis.NewScript(prelude + `
-if over() or (ARGV[2] ~= '' and get('generation') ~= ARGV[2]) then return {'stale'} end
-if get('ending') ~= '' and ARGV[6] ~= '1' then return {'stale'} end
-close_attempt(ARGV[3] == 'cancelled' and 'cancelled' or 'error', ARGV[4])
-if get('node') == '' or ARGV[6] == '1' then
-  local ending = get('ending')
-  if ending == '' then ending = ARGV[3]; set('error', ARGV[4]) end
-  set('fence', num('fence') + 1, 'generation', num('generation') + 1)
-  finish(ending, KEYS[2], KEYS[3], ARGV[5])
+if over() or (ARGV[2] ~= '' and not (current(ARGV[2]) and held(ARGV[3], ARGV[4]))) then return {'stale'} end
+local before, why = ending(), ARGV[6]
+if before ~= '' and ARGV[8] ~= '1' then return {'stale'} end
+close_attempts(ARGV[5] == 'cancelled' and 'cancelled' or 'error', why)
+if get('node') == '' or ARGV[8] == '1' then
+  if before ~= '' and get('error') ~= '' then why = get('error') .. '; ' .. why end
+  raise()
+  set('error', why, 'generation', num('generation') + 1)
+  finish(before == 'failed' and before or ARGV[5], KEYS[2], KEYS[3], ARGV[7])
   return {'closed'}
 end
-to_cleanup(ARGV[3], ARGV[4])
+to_cleanup(ARGV[5], why)
 return {'cleanup', get('generation')}`)
 
 // cleaned: KEYS run, lock, open, totals; ARGV now, fence, token, keep (s), stands ('1' = the set was complete
@@ -188,31 +154,33 @@ return {'cleanup', get('generation')}`)
 // → closed | fenced
 var cleanedScript = redis.NewScript(prelude + `
 if over() or get('stage') ~= 'cleanup' or not held(ARGV[2], ARGV[3]) then return {'fenced'} end
-close_attempt('good', '')
-redis.call('HINCRBY', run, 'cleanups', 1)
-local ending = get('ending')
-if ARGV[5] == '1' then ending = 'succeeded'; set('error', '') end
-finish(ending, KEYS[2], KEYS[3], ARGV[4])
+close_attempts('good', '')
+local how = ending()
+set('cleanups', num('cleanups') + 1)
+if ARGV[5] == '1' then how = 'succeeded'; set('error', '') end
+finish(how == '' and 'failed' or how, KEYS[2], KEYS[3], ARGV[4])
 return {'closed'}`)
 
 // cancel: KEYS run, lock, open, totals; ARGV now, keep (s). Somebody wants the run to stop.
 // → closed (nobody had begun it) | asked | late (committed) | over, state
 var cancelScript = redis.NewScript(prelude + `
-if over() then return {'over', get('state')} end
+if over() then return {'over', state()} end
 if get('committed') == '1' then return {'late'} end
-if get('ending') ~= '' then set('cancel', '1', 'cancel_since', now); return {'asked'} end
-if get('node') == '' and get('claimed') == '0' then
-  set('fence', num('fence') + 1, 'generation', num('generation') + 1, 'cancel', '1')
+if get('node') == '' and num('claimed') == 0 and ending() == '' then
+  raise()
+  set('generation', num('generation') + 1, 'cancel', '1')
   finish('cancelled', KEYS[2], KEYS[3], ARGV[2])
   return {'closed'}
 end
-set('cancel', '1', 'cancel_since', now)
+set('cancel', '1')
+if not seconds(get('cancel_since')) then set('cancel_since', now) end -- who asks twice does not wait longer
 return {'asked'}`)
 
-// anew: KEYS run; ARGV now, generation. The task of this generation is gone or completed without effect: make a new one.
+// anew: KEYS run; ARGV now, generation. The task of this generation is gone or completed without effect: make a new
+// one. An attempt that had taken the old one may live, and then goes on; the claim of the new one closes it.
 // → again, generation | stale
 var anewScript = redis.NewScript(prelude + `
-if over() or get('generation') ~= ARGV[2] then return {'stale'} end
+if over() or not current(ARGV[2]) then return {'stale'} end
 local nb = get('not_before')
 fresh_task(get('stage'))
 if nb ~= '' then set('not_before', nb) end
@@ -221,8 +189,26 @@ return {'again', get('generation')}`)
 // release frees the instance's lock when the run that holds it is over or has no record.
 // KEYS run (of the holder), lock, open; ARGV now, id. → freed | held
 var releaseScript = redis.NewScript(prelude + `
+typed(KEYS[2], 'string')
+typed(KEYS[3], 'set')
 if redis.call('GET', KEYS[2]) ~= ARGV[2] then return {'held'} end
-if get('state') ~= '' and not over() then return {'held'} end
+if not over() then return {'held'} end
 redis.call('DEL', KEYS[2])
 redis.call('SREM', KEYS[3], ARGV[2])
 return {'freed'}`)
+
+// epoch: KEYS epoch; ARGV new epoch. → the epoch, made when there is none
+var epochScript = redis.NewScript(typed + `
+typed(KEYS[1], 'string')
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])`)
+
+// sign: KEYS instances, workers, nodes, sets, worker; ARGV instance, worker's id, node, time, what it says of itself,
+// for how long (ms). A worker shows that it lives.
+var signScript = redis.NewScript(typed + `
+for i, kind in ipairs({'set', 'set', 'hash', 'hash'}) do typed(KEYS[i], kind) end
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
+redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])
+return 'ok'`)

@@ -86,10 +86,11 @@ func (s *Store) keepSeconds() int64 { return max(1, int64(s.keep/time.Second)) }
 
 // Epoch is a name that Redis keeps as long as it keeps its data. It is made when missing.
 func (s *Store) Epoch(ctx context.Context, fresh string) (string, error) {
-	if err := s.rdb.SetNX(ctx, epochKey, fresh, 0).Err(); err != nil {
+	epoch, err := epochScript.Run(ctx, s.rdb, []string{epochKey}, fresh).Text()
+	if err != nil {
 		return "", fmt.Errorf("read Redis's epoch: %w", err)
 	}
-	return s.rdb.Get(ctx, epochKey).Result()
+	return epoch, nil
 }
 
 // Request is what a new run needs.
@@ -145,25 +146,23 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 		return Record{}, fmt.Errorf("%w: %q is not a run id", ErrNotFound, id)
 	}
 	h, err := s.rdb.HGetAll(ctx, runKey(id)).Result()
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return Record{}, fmt.Errorf("%w: what Redis has as the record of run %s is of another type", ErrNotFound, id)
+	}
 	if err != nil {
 		return Record{}, fmt.Errorf("read run %s: %w", id, err)
 	}
 	return parse(id, h)
 }
 
-// Open lists the ids of the instance's open runs (normally one at most).
-func (s *Store) Open(ctx context.Context, instance string) ([]string, error) {
-	return s.rdb.SMembers(ctx, openKey(instance)).Result()
-}
-
 // Current is the instance's open run, else its last one. ErrNotFound if it has none.
 func (s *Store) Current(ctx context.Context, instance string) (Record, error) {
-	if id, err := s.rdb.Get(ctx, lockKey(instance)).Result(); err == nil {
-		if r, err := s.Get(ctx, id); err == nil {
-			return r, nil
-		}
-	} else if !errors.Is(err, redis.Nil) {
-		return Record{}, fmt.Errorf("read the open run: %w", err)
+	id, err := s.Holder(ctx, instance)
+	if err != nil {
+		return Record{}, err
+	}
+	if r, err := s.Get(ctx, id); err == nil {
+		return r, nil
 	}
 	ids, err := s.rdb.ZRevRange(ctx, runsKey(instance), 0, 20).Result()
 	if err != nil {
@@ -317,17 +316,20 @@ type Retry struct {
 }
 
 // Again ends the attempt of the generation badly: the stage is tried again, or,
-// with the budget spent, the run goes to its cleanup.
+// with the budget spent, the run goes to its cleanup. It is stale where another
+// attempt has the run than when r was read.
 func (s *Store) Again(ctx context.Context, r Record, stage string, generation int64, q Retry) (Next, error) {
 	perm := ""
 	if q.Permanent {
 		perm = "1"
 	}
-	return next(s.call(ctx, againScript, s.keys(r), stage, generation, string(q.Kind), q.Error, q.Budget, q.Wait.Milliseconds(), perm))
+	return next(s.call(ctx, againScript, s.keys(r), stage, generation, r.Fence, r.Token, string(q.Kind), q.Error, q.Budget, q.Wait.Milliseconds(), perm))
 }
 
-// Stop ends an open run as ending (Failed or Cancelled). generation 0 means
-// whatever generation there is. force closes it without a cleanup.
+// Stop ends an open run as ending (Failed or Cancelled). With a generation it is stale
+// where that is no longer the current one, or another attempt has the run than when r was
+// read; 0 means whatever there is. force closes it without a cleanup, also in the
+// middle of one: then why is added to the error that the run was ending for.
 func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending State, why string, force bool) (Next, error) {
 	g, f := "", ""
 	if generation > 0 {
@@ -336,7 +338,7 @@ func (s *Store) Stop(ctx context.Context, r Record, generation int64, ending Sta
 	if force {
 		f = "1"
 	}
-	return next(s.call(ctx, stopScript, s.keys(r), g, string(ending), why, s.keepSeconds(), f))
+	return next(s.call(ctx, stopScript, s.keys(r), g, r.Fence, r.Token, string(ending), why, s.keepSeconds(), f))
 }
 
 // Cleaned ends the run after its cleanup. stands says that the cleanup found the
@@ -376,16 +378,4 @@ func (s *Store) Cancel(ctx context.Context, r Record) (string, error) {
 		return "", fmt.Errorf("cancel run %s: %w", r.ID, err)
 	}
 	return out[0], nil
-}
-
-// ReleaseLock frees the instance's lock if the run that holds it is over.
-func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
-	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
-	if errors.Is(err, redis.Nil) {
-		return nil
-	}
-	if err == nil {
-		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
-	}
-	return err
 }

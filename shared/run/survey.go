@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -12,6 +13,7 @@ import (
 // Survey is how one instance stands, for monitoring.
 type Survey struct {
 	Instance  string
+	At        time.Time // by the clock of Redis
 	Totals    Totals
 	Workers   int // live ones
 	Open      *Record
@@ -23,6 +25,7 @@ type Survey struct {
 // inquiry is what a Survey is made of, while the pipelines run.
 type inquiry struct {
 	totals, published *redis.MapStringStringCmd
+	nodes             *redis.MapStringStringCmd
 	workers           *redis.StringSliceCmd
 	lock              *redis.StringCmd
 	live              []*redis.IntCmd
@@ -37,10 +40,12 @@ func (s *Store) Surveys(ctx context.Context) ([]Survey, error) {
 		return nil, err
 	}
 	asked := make([]inquiry, len(names))
+	var now *redis.TimeCmd
 	err = s.pipeline(ctx, func(p redis.Pipeliner) {
+		now = p.Time(ctx)
 		for i, name := range names {
 			asked[i] = inquiry{totals: p.HGetAll(ctx, totalsKey(name)), published: p.HGetAll(ctx, setsKey(name)),
-				workers: p.SMembers(ctx, workersKey(name)), lock: p.Get(ctx, lockKey(name))}
+				nodes: p.HGetAll(ctx, nodesKey(name)), workers: p.SMembers(ctx, workersKey(name)), lock: p.Get(ctx, lockKey(name))}
 		}
 	})
 	if err != nil {
@@ -59,9 +64,13 @@ func (s *Store) Surveys(ctx context.Context) ([]Survey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("survey the instances: %w", err)
 	}
+	at := now.Val()
+	if s.now != nil {
+		at = s.now()
+	}
 	out := make([]Survey, len(names))
 	for i, name := range names {
-		out[i] = asked[i].survey(name)
+		out[i] = asked[i].survey(name, at)
 	}
 	return out, nil
 }
@@ -83,10 +92,10 @@ func (s *Store) pipeline(ctx context.Context, ask func(redis.Pipeliner)) error {
 	return nil
 }
 
-func (q inquiry) survey(name string) Survey {
-	v := Survey{Instance: name, Totals: parseTotals(q.totals.Val())}
+func (q inquiry) survey(name string, at time.Time) Survey {
+	v := Survey{Instance: name, At: at, Totals: parseTotals(q.totals.Val())}
 	odd := func(what string, err error) { v.Unreadable = append(v.Unreadable, what+": "+err.Error()) }
-	for what, cmd := range map[string]redis.Cmder{"totals": q.totals, "published sets": q.published, "workers": q.workers, "lock": q.lock} {
+	for what, cmd := range map[string]redis.Cmder{"totals": q.totals, "published sets": q.published, "nodes": q.nodes, "workers": q.workers, "lock": q.lock} {
 		if err := cmd.Err(); err != nil && err != redis.Nil {
 			odd(what, err)
 		}
@@ -102,11 +111,16 @@ func (q inquiry) survey(name string) Survey {
 		}
 		v.Published = append(v.Published, p)
 	}
+	v.Published, _ = hear(v.Published, q.nodes.Val(), at)
 	if q.record != nil {
 		r, err := parse(q.lock.Val(), q.record.Val())
 		if err != nil {
 			odd("the open run", err)
-		} else if !r.State.Over() {
+		}
+		for _, text := range r.Odd {
+			v.Unreadable = append(v.Unreadable, "the open run: "+text)
+		}
+		if err == nil && !r.State.Over() {
 			v.Open = &r
 		}
 	}

@@ -22,7 +22,8 @@ var TookBounds = []float64{1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 2880
 //	last_ended                        when, as a record's times are written
 var counting = `
 -- Counting never stands in the way of the run: pcall, since an odd hand may have made the key of another type.
-local function count(field, n) redis.pcall('HINCRBY', KEYS[4], field, n) end
+local totals = KEYS[4] or '` + keyPrefix + `' .. get('instance') .. ':totals'
+local function count(field, n) redis.pcall('HINCRBY', totals, field, n) end
 local function count_attempt(a)
   local from, to = seconds(a.started), seconds(a.ended)
   if not from or not to or not a.stage then return end
@@ -38,7 +39,7 @@ end
 local function count_retry(stage, kind) count('retries:' .. stage .. ':' .. kind, 1) end
 local function count_run(state)
   count('runs:' .. state, 1)
-  redis.pcall('HSET', KEYS[4], 'last', state, 'last_ended', now)
+  redis.pcall('HSET', totals, 'last', state, 'last_ended', now)
 end
 `
 

@@ -24,18 +24,47 @@ type Scheduler struct {
 // PresenceTTL is how long a scheduler counts as live after its last sign.
 const PresenceTTL = 20 * time.Second
 
-// SignIn shows the scheduler as live for PresenceTTL; it is repeated.
-func (s *Store) SignIn(ctx context.Context, who Scheduler) error {
-	b, err := json.Marshal(who)
+// sign is a scheduler's sign of life, with what its plans go by. That of an earlier
+// version does not say so.
+type sign struct {
+	Scheduler
+	Times []string `json:"times"`
+}
+
+// signScript: KEYS live schedulers, seen; ARGV id, sign, how long it counts (ms), key
+// of a sign without its id. How far a plan is ends with the plan: it is kept while
+// nobody lives, and dropped where those who live all say what their plans go by and
+// none has it. One that comes back, later, begins from then.
+var signScript = redis.NewScript(`
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('SET', ARGV[4] .. ARGV[1], ARGV[2], 'PX', ARGV[3])
+local inForce = {}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local text = redis.call('GET', ARGV[4] .. id)
+  if text then
+    local ok, sign = pcall(cjson.decode, text)
+    if not ok or type(sign) ~= 'table' or type(sign.times) ~= 'table' then return 0 end
+    for _, times in ipairs(sign.times) do inForce[times] = true end
+  end
+end
+local dropped = 0
+for _, times in ipairs(redis.call('HKEYS', KEYS[2])) do
+  if not inForce[times] then dropped = dropped + redis.call('HDEL', KEYS[2], times) end
+end
+return dropped`)
+
+// SignIn shows the scheduler as live for PresenceTTL, with its plans; it is repeated,
+// at once where the plans change, and before the first look at one.
+func (s *Store) SignIn(ctx context.Context, who Scheduler, plans []Plan) error {
+	x := sign{Scheduler: who, Times: []string{}}
+	for _, p := range plans {
+		x.Times = append(x.Times, p.times())
+	}
+	b, err := json.Marshal(x)
 	if err != nil {
 		return err
 	}
-	_, err = s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		p.SAdd(ctx, s.key("schedulers"), who.ID)
-		p.Set(ctx, s.key("scheduler", who.ID), b, PresenceTTL)
-		return nil
-	})
-	return err
+	return signScript.Run(ctx, s.rdb, []string{s.key("schedulers"), s.key("seen")}, who.ID, b, PresenceTTL.Milliseconds(), s.key("scheduler", "")).Err()
 }
 
 // SignOut takes the scheduler off.

@@ -163,7 +163,8 @@ func (s *Store) Tick(ctx context.Context, plan string, at time.Time) (t Tick, ok
 }
 
 // Seen is the instant up to which the plan's ticks have been dealt with. A plan
-// that was never seen with these times begins now.
+// that was not seen with these times since it came into force begins now (SignIn
+// drops what is not in force).
 func (s *Store) Seen(ctx context.Context, p Plan) (time.Time, error) {
 	if err := s.rdb.HSetNX(ctx, s.key("seen"), p.times(), stamp(s.now())).Err(); err != nil {
 		return time.Time{}, fmt.Errorf("read how far plan %s is: %w", p.Name, err)

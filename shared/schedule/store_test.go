@@ -99,6 +99,41 @@ func TestSeen(t *testing.T) {
 	require.NotEqual(t, x.now, again, "and a scheduler with the old file is not disturbed")
 }
 
+// How far a plan is ends when no live scheduler has it, if all say what they have.
+func TestSeenEndsWithThePlan(t *testing.T) {
+	x := newTable(t)
+	all := plans(t, `schedules: [{name: nightly, cron: "30 2 * * *"}, {name: check, cron: "@weekly"}]`)
+	began := x.now
+	for _, p := range all {
+		_, err := x.Seen(ctx, p)
+		require.NoError(t, err)
+	}
+	begins := func() (out []bool) {
+		x.now = x.now.Add(time.Hour)
+		for _, p := range all {
+			seen, err := x.Seen(ctx, p)
+			require.NoError(t, err)
+			out = append(out, seen.After(began))
+		}
+		return out
+	}
+	require.NoError(t, x.rdb.SAdd(ctx, x.key("schedulers"), "old").Err())
+	for _, unknown := range []string{`{"id":"old"}`, `{"id":"old","times":null}`, "damaged"} {
+		require.NoError(t, x.rdb.Set(ctx, x.key("scheduler", "old"), unknown, 0).Err())
+		require.NoError(t, x.SignIn(ctx, Scheduler{ID: "a"}, all[:1]))
+		require.Equal(t, []bool{false, false}, begins(), "a scheduler that does not say what it has: %s", unknown)
+	}
+	require.NoError(t, x.SignIn(ctx, Scheduler{ID: "old"}, all[1:]))
+	require.NoError(t, x.SignIn(ctx, Scheduler{ID: "a"}, all[:1]))
+	require.Equal(t, []bool{false, false}, begins(), "another scheduler has it")
+	require.NoError(t, x.SignOut(ctx, "old"))
+	require.Equal(t, []bool{false, false}, begins(), "nobody looked")
+	require.NoError(t, x.SignIn(ctx, Scheduler{ID: "a"}, all[:1]))
+	require.Equal(t, []bool{false, true}, begins())
+	require.NoError(t, x.SignIn(ctx, Scheduler{ID: "a"}, nil))
+	require.Equal(t, []bool{true, true}, begins())
+}
+
 func TestPauseAndResume(t *testing.T) {
 	x := newTable(t)
 	was, err := x.Resume(ctx, "nightly")
@@ -131,7 +166,7 @@ func TestPauseAndResume(t *testing.T) {
 func TestPresenceEnds(t *testing.T) {
 	x := newTable(t)
 	for i := range 2 {
-		require.NoError(t, x.SignIn(ctx, Scheduler{ID: fmt.Sprint("s", i), Host: "h", PID: 7, Version: "1", Started: x.now}))
+		require.NoError(t, x.SignIn(ctx, Scheduler{ID: fmt.Sprint("s", i), Host: "h", PID: 7, Version: "1", Started: x.now}, nil))
 	}
 	live, err := x.Schedulers(ctx)
 	require.NoError(t, err)

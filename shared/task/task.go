@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 )
 
 // Type of all tasks: one stage of one run.
@@ -49,14 +50,19 @@ const (
 
 // Enqueuer puts stages into their queue.
 type Enqueuer struct {
-	client *asynq.Client
-	now    func() time.Time
+	rdb redis.UniversalClient
+	now func() time.Time
 }
 
-// NewEnqueuer uses client, which the caller closes.
-func NewEnqueuer(client *asynq.Client, now func() time.Time) *Enqueuer {
-	return &Enqueuer{client: client, now: now}
+// NewEnqueuer uses rdb, which the caller closes.
+func NewEnqueuer(rdb redis.UniversalClient, now func() time.Time) *Enqueuer {
+	return &Enqueuer{rdb: rdb, now: now}
 }
+
+// client is a new one for each task. One of asynq's remembers which queues it has
+// published (rdb.go, queuesPublished) and does not do so again in a Redis that was
+// emptied, where its tasks are then invisible to the inspector. Making one costs no call.
+func (e *Enqueuer) client() *asynq.Client { return asynq.NewClientFromRedisClient(e.rdb) }
 
 // Enqueue puts the task into the queue of the node ("" = the instance's), to start
 // at notBefore at the earliest. A task that is there already is no error.
@@ -70,7 +76,7 @@ func (e *Enqueuer) Enqueue(ctx context.Context, install, node string, p Payload,
 	if notBefore != nil && notBefore.After(e.now()) {
 		opts = append(opts, asynq.ProcessAt(*notBefore))
 	}
-	_, err = e.client.EnqueueContext(ctx, asynq.NewTask(Type, body), opts...)
+	_, err = e.client().EnqueueContext(ctx, asynq.NewTask(Type, body), opts...)
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue stage %s of run %s: %w", p.Stage, p.Run, err)
 	}

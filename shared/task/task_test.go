@@ -22,7 +22,7 @@ var ctx = context.Background()
 func TestEnqueuedTwiceIsOnce(t *testing.T) {
 	rdb := lab.Redis(t).Client()
 	defer func() { _ = rdb.Close() }()
-	e := NewEnqueuer(asynq.NewClientFromRedisClient(rdb), time.Now)
+	e := NewEnqueuer(rdb, time.Now)
 	p := Payload{Run: "20261123t184702z-abcdefgh", Instance: "catalog", Stage: "prepare", Generation: 1}
 	require.NoError(t, e.Enqueue(ctx, "install", "", p, nil))
 	require.NoError(t, e.Enqueue(ctx, "install", "", p, nil))
@@ -45,6 +45,11 @@ func TestEnqueuedTwiceIsOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, scheduled, 1)
 	require.WithinDuration(t, later, scheduled[0].NextProcessAt, 2*time.Second)
+	require.NoError(t, rdb.FlushAll(ctx).Err())
+	require.NoError(t, e.Enqueue(ctx, "install", "host1", p, &later))
+	scheduled, err = in.ListScheduledTasks("catalog.host1")
+	require.NoError(t, err, "an emptied Redis knows the queue again")
+	require.Len(t, scheduled, 1)
 	past := time.Now().Add(-time.Hour)
 	p.Generation = 3
 	require.NoError(t, e.Enqueue(ctx, "install", "host1", p, &past))

@@ -22,8 +22,8 @@ var ErrTaken = errors.New("a file of that name is there already")
 
 // Commit makes the set of the run: the parts get their final names, the manifest
 // last. files are in this order; every part is complete and synced. holds is asked
-// once, after the intent says what will be done and before the first rename;
-// from then on a cancel comes too late and a crash is finished by Recover.
+// after the intent says what will be done and before the first rename, and again before
+// the manifest's; from the first on a cancel comes too late and a crash is finished by Recover.
 func (d *Directory) Commit(runID string, files []CommitFile, holds func() error) error {
 	in, err := d.ReadIntent(runID)
 	if err != nil {
@@ -46,16 +46,20 @@ func (d *Directory) Commit(runID string, files []CommitFile, holds func() error)
 	if err := holds(); err != nil {
 		return err
 	}
-	return d.rename(in)
+	return d.rename(in, holds)
 }
 
-// rename gives every part that still has its temporary name the final one.
-func (d *Directory) rename(in Intent) error {
+// rename gives every part that still has its temporary name the final one. holds is
+// asked before the manifest's: until then the run may have been closed.
+func (d *Directory) rename(in Intent, holds func() error) error {
 	last := len(in.Commit.Files) - 1
 	for i, f := range in.Commit.Files {
 		if i == last { // the archives' names are durable before the manifest's exists
 			if err := set.SyncDir(d.Dump); err != nil {
 				return fmt.Errorf("commit set %s: %w", in.Set, err)
+			}
+			if err := holds(); err != nil {
+				return err
 			}
 		}
 		from, to := filepath.Join(d.Dump, f.Part), filepath.Join(d.Dump, f.Final)

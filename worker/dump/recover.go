@@ -114,7 +114,7 @@ func (d *Directory) finish(runID string, forward bool) (in Intent, stands bool, 
 	if err != nil || !whole {
 		return in, false, err
 	}
-	err = d.rename(in)
+	err = d.rename(in, func() error { return nil }) // the caller holds the lock, and asked
 	if errors.Is(err, ErrTaken) {
 		return in, false, nil
 	}

@@ -7,13 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sort"
-	"strings"
 	"time"
 
 	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
 	"catalog-backup/worker/dump"
-	"catalog-backup/worker/stage"
 
 	"github.com/sirupsen/logrus"
 )
@@ -28,11 +26,19 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	if err := e.p.Dir.EndLeftovers(bg, r.ID); err != nil {
 		return e.report(bg, r, "", err)
 	}
-	if dir, ok := e.finished(r); ok {
+	dir, err := e.finished(r)
+	if err != nil {
+		return e.report(bg, r, "", err)
+	}
+	if dir != "" {
 		log.Info("an earlier attempt had finished the work; going on from it")
 		return e.report(bg, r, dir, nil)
 	}
-	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
+	ends, err := e.ends(bg, r)
+	if err != nil {
+		return e.report(bg, r, "", err)
+	}
+	dir = e.attemptDir(r.ID, r.Stage, r.Hold())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return e.report(bg, r, "", fmt.Errorf("make the staging of an attempt: %w", err))
 	}
@@ -40,7 +46,7 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	log.Info("stage begins")
 	ctx, cancel := context.WithCancelCause(bg)
 	c := &counter{}
-	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, lock: lock, counter: c}
+	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, ends: ends, lock: lock, counter: c}
 	pumped := make(chan struct{})
 	go func() { defer close(pumped); e.pump(ctx, cancel, a, lock) }()
 	result, err := runStage(ctx, s, a)
@@ -67,6 +73,19 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	return e.report(bg, r, filepath.Base(dir), nil)
 }
 
+// ends is when the run's time is over by this process's own clock, which goes on
+// while Redis is away.
+func (e *Engine) ends(bg context.Context, r run.Record) (time.Time, error) {
+	ctx, stop := e.untilStopped(bg)
+	defer stop()
+	var now time.Time
+	err := e.untilAnswer(ctx, r.ID, func(ctx context.Context) (err error) {
+		now, err = e.p.Store.Time(ctx)
+		return err
+	})
+	return e.p.Now().Add(e.p.Limits.deadline(r).Sub(now)), err
+}
+
 // runStage turns a panic of a stage into its error.
 func runStage(ctx context.Context, s Stage, a *Attempt) (v any, err error) {
 	defer func() {
@@ -77,43 +96,12 @@ func runStage(ctx context.Context, s Stage, a *Attempt) (v any, err error) {
 	return s.Run(ctx, a)
 }
 
-// finished finds the result of an earlier attempt that was cut off before it could report.
-func (e *Engine) finished(r run.Record) (string, bool) {
-	entries, err := os.ReadDir(e.p.Dir.RunDir(r.ID))
-	if err != nil {
-		return "", false
-	}
-	sort.Slice(entries, func(i, j int) bool { return fenceOf(entries[i].Name()) > fenceOf(entries[j].Name()) })
-	for _, d := range entries {
-		name, _, ok := strings.Cut(d.Name(), ".")
-		if !ok || name != r.Stage || fenceOf(d.Name()) >= r.Fence {
-			continue
-		}
-		var any any
-		path := filepath.Join(e.p.Dir.RunDir(r.ID), d.Name())
-		if dump.ReadResult(path, &any) == nil {
-			return d.Name(), true
-		}
-		e.removeQuietly(path)
-	}
-	return "", false
-}
-
-func fenceOf(name string) int64 {
-	_, f, _ := strings.Cut(name, ".")
-	h, ok := run.ParseHold(f)
-	if !ok {
-		return -1
-	}
-	return h.Fence
-}
-
 // pump reports progress and ends the attempt when the record, the worker, the
 // clock or the staging say so.
 func (e *Engine) pump(ctx context.Context, cancel context.CancelCauseFunc, a *Attempt, lock *dump.Lock) {
 	tick := time.NewTicker(e.p.Pulse)
 	defer tick.Stop()
-	answered := e.p.Now()
+	quiet := e.listen(a.Run.ID)
 	var speed rate
 	for {
 		select {
@@ -132,11 +120,11 @@ func (e *Engine) pump(ctx context.Context, cancel context.CancelCauseFunc, a *At
 		case ctx.Err() != nil:
 			return
 		case err == nil || a.committed.Load():
-			answered = now
+			quiet.answered(now)
 		case isAnswer(err):
 			cancel(err)
 			return
-		case now.Sub(answered) > e.p.Limits.RedisGrace:
+		case quiet.tooLong(now, err):
 			cancel(fmt.Errorf("%w: %w", errRedisAway, err))
 			return
 		}
@@ -144,7 +132,7 @@ func (e *Engine) pump(ctx context.Context, cancel context.CancelCauseFunc, a *At
 			cancel(errLockLost)
 			return
 		}
-		if d := a.Run.Deadline; d != nil && now.After(*d) && !a.committed.Load() {
+		if now.After(a.ends) && !a.committed.Load() {
 			cancel(errTimeout)
 			return
 		}
@@ -171,7 +159,7 @@ func (e *Engine) pulse(ctx context.Context, a *Attempt, speed *rate, now time.Ti
 func (e *Engine) report(bg context.Context, r run.Record, result string, err error) error {
 	ctx, stop := e.untilStopped(bg)
 	defer stop()
-	told := e.untilAnswer(ctx, func(ctx context.Context) error { return e.tell(ctx, r, result, err) })
+	told := e.untilAnswer(ctx, r.ID, func(ctx context.Context) error { return e.tell(ctx, r, result, err) })
 	if !isAnswer(told) {
 		if err != nil && !errors.Is(err, run.ErrFenced) && !errors.Is(err, run.ErrEpoch) {
 			e.leaveEnd(r, err)
@@ -212,12 +200,7 @@ func (e *Engine) tell(ctx context.Context, r run.Record, result string, err erro
 	case errors.Is(err, errStopping), errors.Is(err, errRedisAway):
 		return e.again(ctx, r, run.Retry{Kind: run.Interrupted, Error: e.text(err), Budget: e.p.Limits.Interruptions})
 	}
-	wait := e.p.Limits.Backoff << min(r.Errors, 20)
-	if wait <= 0 || wait > 10*time.Minute {
-		wait = 10 * time.Minute
-	}
-	return e.again(ctx, r, run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors,
-		Wait: wait, Permanent: stage.IsPermanent(err)})
+	return e.again(ctx, r, e.erred(r, err))
 }
 
 // advance moves the record on. The last stage's staging goes first, since a run
@@ -225,6 +208,15 @@ func (e *Engine) tell(ctx context.Context, r run.Record, result string, err erro
 func (e *Engine) advance(ctx context.Context, r run.Record, result string) error {
 	next := e.next(r.Stage)
 	if next == "" {
+		// However the attempt ended, a run has succeeded only if its set stands.
+		m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
+		if err != nil {
+			e.p.Log.WithFields(logrus.Fields{"run": r.ID, "error": e.text(err)}).Error("the last stage is done, but its set cannot be read; trying again")
+			return e.again(ctx, r, e.erred(r, err))
+		}
+		if m == nil {
+			return e.stopRun(ctx, r, run.Failed, fmt.Sprintf("the set %s is not in %s, though it was made: did something else remove it? run the backup again", r.Set, e.p.Dir.Dump))
+		}
 		if _, err := e.p.Dir.Clean(ctx, r.ID, true); err != nil {
 			e.p.Log.WithField("run", r.ID).WithError(err).Warn("the set is good, but staging stays; the sweeper will try again")
 		}
@@ -250,22 +242,5 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 func (e *Engine) ended(ctx context.Context) {
 	if e.p.Ended != nil {
 		e.p.Ended(ctx)
-	}
-}
-
-// end is what an attempt leaves in its staging when it cannot reach Redis.
-type end struct {
-	Kind  run.Outcome `json:"kind"`
-	Error string      `json:"error"`
-}
-
-func (e *Engine) leaveEnd(r run.Record, err error) {
-	kind := run.Erred
-	if errors.Is(err, errStopping) || errors.Is(err, errRedisAway) {
-		kind = run.Interrupted
-	}
-	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
-	if os.MkdirAll(dir, 0o700) == nil {
-		writeEnd(dir, end{Kind: kind, Error: e.text(err)})
 	}
 }

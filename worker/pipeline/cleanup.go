@@ -2,9 +2,8 @@ package pipeline
 
 import (
 	"context"
-	"encoding/json"
-	"os"
 	"path/filepath"
+	"time"
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
@@ -16,7 +15,13 @@ import (
 // cleanup restores the state before the run and ends it. It is claimed like any
 // stage, so that it runs under the lock, fenced, and counts once.
 func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go e.signs(ctx, cancel, r)
 	_, err := e.p.Dir.Clean(ctx, r.ID, false)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
 	if err != nil {
 		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
 		return e.report(ctx, r, "", err)
@@ -29,7 +34,7 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	ctx, stop := e.untilStopped(ctx)
 	defer stop()
 	stands := m != nil
-	err = e.untilAnswer(ctx, func(ctx context.Context) error {
+	err = e.untilAnswer(ctx, r.ID, func(ctx context.Context) error {
 		if stands {
 			if err := e.p.Store.Note(ctx, r.ID, r.Hold(), SetFacts(e.p.Dir, m)); err != nil {
 				return err
@@ -50,6 +55,17 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	return nil
 }
 
+// signs shows that a cleanup lives, which has no progress, and ends it when the run
+// was closed without it.
+func (e *Engine) signs(ctx context.Context, cancel context.CancelCauseFunc, r run.Record) {
+	for e.sleep(ctx, time.Second) {
+		err := e.p.Store.Progress(ctx, r.ID, r.Hold(), r.Epoch, nil, nil, nil)
+		if err != nil && isAnswer(err) {
+			cancel(err)
+		}
+	}
+}
+
 // SetFacts are what a run's record says of its set.
 func SetFacts(d *dump.Directory, m *set.Manifest) run.Facts {
 	f := run.Facts{Set: m.Set, Manifest: filepath.Join(d.Dump, set.ID(m.Set).ManifestName()), Archives: []string{},
@@ -58,21 +74,4 @@ func SetFacts(d *dump.Directory, m *set.Manifest) run.Facts {
 		f.Archives = append(f.Archives, filepath.Join(d.Dump, x.Name))
 	}
 	return f
-}
-
-const endName = "end.json"
-
-func writeEnd(dir string, v end) {
-	if b, err := json.Marshal(v); err == nil {
-		_ = set.WriteFile(filepath.Join(dir, endName), b)
-	}
-}
-
-func readEnd(dir string) (end, error) {
-	var v end
-	b, err := os.ReadFile(filepath.Join(dir, endName))
-	if err != nil {
-		return v, err
-	}
-	return v, json.Unmarshal(b, &v)
 }

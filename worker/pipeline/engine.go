@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/task"
 	"catalog-backup/worker/dump"
+	"catalog-backup/worker/stage"
 
 	"github.com/hibiken/asynq"
 	"github.com/sirupsen/logrus"
@@ -25,7 +24,12 @@ type Limits struct {
 	Backoff                        time.Duration // before the first retry after an error, doubled each time
 	Timeout                        time.Duration // of the whole run
 	NodeLostAfter                  time.Duration
-	RedisGrace                     time.Duration
+	// RedisGrace is after how long without Redis an attempt that works on says so at error.
+	RedisGrace time.Duration
+	// CloseAfter is how long a run's ending may take before it is closed without its cleanup.
+	CloseAfter time.Duration
+	// Poll is between two looks for a task in the queues; 0 = 100 ms.
+	Poll time.Duration
 }
 
 // Params are what an Engine works with.
@@ -51,6 +55,8 @@ type Params struct {
 	Boot string
 	// Pulse is how often an attempt reports and looks for a cancel. Default 500 ms.
 	Pulse time.Duration
+	// StopWithin is how long Shutdown waits for what does not end. Default 30 s.
+	StopWithin time.Duration
 }
 
 // Handler does the tasks of one type. Stop ends those under way, which are delivered
@@ -65,6 +71,7 @@ type Engine struct {
 	p      Params
 	mu     sync.Mutex
 	live   map[string]bool // runs with an attempt in this process
+	slots  []*slot
 	wg     sync.WaitGroup
 	stopCh chan struct{}
 	once   sync.Once
@@ -74,6 +81,12 @@ type Engine struct {
 func NewEngine(p Params) *Engine {
 	if p.Pulse == 0 {
 		p.Pulse = 500 * time.Millisecond
+	}
+	if p.StopWithin == 0 {
+		p.StopWithin = 30 * time.Second
+	}
+	if p.Limits.CloseAfter == 0 {
+		p.Limits.CloseAfter = 10 * time.Minute
 	}
 	if p.Mask == nil {
 		p.Mask = func(s string) string { return s }
@@ -117,8 +130,29 @@ func (e *Engine) ProcessTask(_ context.Context, t *asynq.Task) error {
 	}
 	e.wg.Add(1)
 	e.mu.Unlock()
-	defer e.wg.Done()
 	ctx := context.Background()
+	giveUp := make(chan struct{})
+	s := &slot{run: p.Run, stage: p.Stage, giveUp: giveUp}
+	e.occupy(s)
+	done := make(chan error, 1)
+	go func() {
+		defer e.wg.Done()
+		defer e.vacate(s)
+		done <- guarded(func() error { return e.process(ctx, p) })
+	}()
+	select {
+	case err := <-done:
+		if err != nil && !errors.Is(err, errBusy) {
+			e.p.Log.WithField("run", p.Run).WithField("error", e.text(err)).Debug("a task ends badly; it is delivered again")
+		}
+		return err
+	case <-giveUp:
+		return nil
+	}
+}
+
+// process does a task whose generation is the current one.
+func (e *Engine) process(ctx context.Context, p task.Payload) error {
 	r, err := e.p.Store.Get(ctx, p.Run)
 	if errors.Is(err, run.ErrNotFound) {
 		return nil // Redis lost the record: the sweeper clears the disk
@@ -130,7 +164,10 @@ func (e *Engine) ProcessTask(_ context.Context, t *asynq.Task) error {
 		return nil // an older generation: it touches nothing
 	}
 	if r.Node != "" && r.Node != e.p.Node {
-		return e.enqueueAnew(ctx, r) // it goes to the node with the staging
+		return e.misplaced(ctx, r)
+	}
+	if early, err := e.early(ctx, r); err != nil || early {
+		return errors.Join(err, errBusy)
 	}
 	return e.deliver(ctx, r)
 }
@@ -143,74 +180,6 @@ func (e *Engine) enqueueAnew(ctx context.Context, r run.Record) error {
 		return err
 	}
 	return e.enqueue(ctx, r, r.Stage, n.Generation)
-}
-
-// deliver takes the run's lock and does the stage.
-func (e *Engine) deliver(ctx context.Context, r run.Record) error {
-	lock, err := e.lock(ctx, r)
-	if errors.Is(err, dump.ErrHeld) {
-		return errBusy
-	}
-	if err != nil && r.Stage != run.Cleanup {
-		return e.stopRun(ctx, r, run.Failed, e.text(err))
-	}
-	if lock != nil {
-		defer lock.Release()
-	}
-	c, err := e.p.Store.Claim(ctx, r.ID, r.Stage, r.Generation, e.p.Node, run.NewToken(), e.p.Limits.Timeout)
-	if err != nil {
-		return err
-	}
-	switch c.Kind {
-	case "ok":
-	case "claimed":
-		return e.crashed(ctx, r)
-	case "cancel":
-		return e.stopRun(ctx, r, run.Cancelled, "cancelled")
-	case "elsewhere":
-		if r, err = e.p.Store.Get(ctx, r.ID); err != nil {
-			return err
-		}
-		return e.enqueueAnew(ctx, r) // it goes to the node with the staging
-	default:
-		return e.leaveNothing(ctx, r.ID)
-	}
-	if r, err = e.p.Store.Get(ctx, r.ID); err != nil {
-		return err
-	}
-	if r.Hold() != c.Hold {
-		return nil
-	}
-	e.setLive(r.ID, true)
-	defer e.setLive(r.ID, false)
-	if r.Stage == run.Cleanup {
-		return e.cleanup(ctx, r)
-	}
-	return e.attempt(ctx, r, lock)
-}
-
-// leaveNothing removes the staging that taking the lock has made again, if the run
-// ended just before. The caller holds the lock.
-func (e *Engine) leaveNothing(ctx context.Context, id string) error {
-	r, err := e.p.Store.Get(ctx, id)
-	if err != nil || !r.State.Over() {
-		return nil // the next task of the run, or the sweeper, finds it
-	}
-	_, err = e.p.Dir.Clean(ctx, id, r.State == run.Succeeded)
-	return err
-}
-
-// lock waits a moment: the reconciler takes the lock for an instant to see whether an attempt lives.
-func (e *Engine) lock(ctx context.Context, r run.Record) (*dump.Lock, error) {
-	for deadline := e.p.Now().Add(time.Second); ; {
-		l, err := e.p.Dir.Lock(r.ID, true)
-		if !errors.Is(err, dump.ErrHeld) || e.p.Now().After(deadline) {
-			return l, err
-		}
-		if !e.sleep(ctx, 20*time.Millisecond) {
-			return nil, err
-		}
-	}
 }
 
 func (e *Engine) setLive(id string, on bool) {
@@ -239,21 +208,6 @@ func (e *Engine) enqueue(ctx context.Context, r run.Record, stageName string, ge
 	return e.p.Enqueuer.Enqueue(ctx, fresh.Epoch, fresh.Node, task.Payload{Run: r.ID, Instance: r.Instance, Stage: stageName, Generation: generation}, fresh.NotBefore)
 }
 
-// crashed counts an attempt whose worker died. The caller holds the run's lock.
-func (e *Engine) crashed(ctx context.Context, r run.Record) error {
-	kind, text := run.Crashed, "the worker died in this attempt"
-	budget := e.p.Limits.Crashes
-	if end, err := readEnd(e.attemptDir(r.ID, r.Stage, r.Hold())); err == nil { // it could not reach Redis any more
-		kind, text = end.Kind, end.Error
-		if kind == run.Interrupted {
-			budget = e.p.Limits.Interruptions
-		} else {
-			budget = e.p.Limits.Errors
-		}
-	}
-	return e.again(ctx, r, run.Retry{Kind: kind, Error: text, Budget: budget})
-}
-
 // again ends an attempt badly and enqueues what comes next.
 func (e *Engine) again(ctx context.Context, r run.Record, q run.Retry) error {
 	n, err := e.p.Store.Again(ctx, r, r.Stage, r.Generation, q)
@@ -270,6 +224,15 @@ func (e *Engine) again(ctx context.Context, r run.Record, q run.Retry) error {
 		return e.stopRun(ctx, r, run.Cancelled, "cancelled")
 	}
 	return nil
+}
+
+// erred is the end of an attempt by an error.
+func (e *Engine) erred(r run.Record, err error) run.Retry {
+	wait := e.p.Limits.Backoff << min(r.Errors, 20)
+	if wait <= 0 || wait > 10*time.Minute {
+		wait = 10 * time.Minute
+	}
+	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err)}
 }
 
 // stopRun ends the run, by its cleanup where there is anything to clean.
@@ -310,48 +273,4 @@ func (e *Engine) stage(name string) Stage {
 // text makes an error fit for a record: one line, no secret, no end.
 func (e *Engine) text(err error) string {
 	return exit.OneLine(e.p.Mask(err.Error()), 2000)
-}
-
-func (e *Engine) sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-// isAnswer tells a verdict of the record from trouble on the way to it.
-func isAnswer(err error) bool {
-	return err == nil || errors.Is(err, run.ErrFenced) || errors.Is(err, run.ErrCancel) || errors.Is(err, run.ErrEpoch) || errors.Is(err, run.ErrNotFound)
-}
-
-// untilAnswer repeats ask until Redis answers, ctx ends or the grace is over.
-func (e *Engine) untilAnswer(ctx context.Context, ask func(context.Context) error) error {
-	begin, wait := e.p.Now(), 50*time.Millisecond
-	for {
-		err := ask(ctx)
-		if isAnswer(err) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if e.p.Now().Sub(begin) > e.p.Limits.RedisGrace {
-			return fmt.Errorf("%w: %w", errRedisAway, err)
-		}
-		if !e.sleep(ctx, wait) {
-			return context.Cause(ctx)
-		}
-		wait = min(2*wait, time.Second)
-	}
-}
-
-// removeQuietly clears an attempt's own staging; what stays is left to the cleanup.
-func (e *Engine) removeQuietly(dir string) {
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		e.p.Log.WithError(err).Warn("could not remove the staging of an attempt; the cleanup will")
-	}
 }

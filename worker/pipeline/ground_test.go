@@ -26,7 +26,6 @@ import (
 	"catalog-backup/worker/dump"
 	"catalog-backup/worker/stage"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
@@ -35,7 +34,9 @@ import (
 // The tests run workers as processes of their own (this test binary again), so
 // that they can be killed. Their stages only wait, told what to do by files:
 // hold-<stage> (wait while it is there), fail-<stage> (a number: so many errors),
-// perm-<stage> (a permanent error). Each stage writes a line into a journal when
+// perm-<stage> (a permanent error), ignore-<stage> (its context). The cleanup hangs while
+// hang-cleanup is there and fails while fail-cleanup is, the archive stage waits in its
+// commit while hold-commit is there (see odd_test.go). Each stage writes a line into a journal when
 // it begins and ends.
 
 const workerEnv = "PIPELINE_TEST_WORKER"
@@ -58,7 +59,8 @@ type workerOptions struct {
 	Limits                                      Limits
 	Pulse                                       time.Duration
 	Duration                                    time.Duration // of each stage
-	Boot, Host, Label                           string        // of a worker on another host: kernel, host name, id
+	StopWithin                                  time.Duration
+	Boot, Host, Label                           string // of a worker on another host: kernel, host name, id
 }
 
 func (o workerOptions) run() {
@@ -66,8 +68,8 @@ func (o workerOptions) run() {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetLevel(logrus.DebugLevel)
-	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse, Boot: o.Boot,
-		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node}}
+	p := Params{Store: run.NewStore(rdb, time.Now, time.Hour), Instance: o.Instance, Node: o.Node, Limits: o.Limits, Now: time.Now, Log: log, Pulse: o.Pulse, StopWithin: o.StopWithin, Boot: o.Boot,
+		Dir: &dump.Directory{Dump: o.Dump, Temp: o.Temp, Instance: o.Instance, Node: o.Node, EndLeftover: o.endLeftover}}
 	for _, n := range []string{FirstStage, "postgres", "eventbus", "archive"} {
 		p.Stages = append(p.Stages, waiting{o, n, p.Dir})
 	}
@@ -107,6 +109,7 @@ func (s waiting) journal(word string, a *Attempt) {
 }
 
 func (s waiting) Run(ctx context.Context, a *Attempt) (any, error) {
+	_ = os.WriteFile(filepath.Join(a.Dir, "tool.pid"), nil, 0o600) // so that endLeftover is asked
 	s.journal("begin", a)
 	defer s.journal("over", a)
 	if err := s.wait(ctx, a); err != nil {
@@ -145,6 +148,9 @@ func (s waiting) wait(ctx context.Context, a *Attempt) error {
 		_, held := os.Stat(filepath.Join(s.o.Control, "hold-"+s.name))
 		if held != nil && time.Now().After(deadline) {
 			return nil
+		}
+		if s.o.told("ignore-" + s.name) {
+			ctx = context.Background()
 		}
 		select {
 		case <-ctx.Done():
@@ -186,7 +192,7 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	m := set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(id), Run: a.Run.ID, Instance: s.o.Instance, Node: s.o.Node, Type: set.Full,
 		Finished: time.Now().UTC(), Archives: []set.Archive{{Kind: set.MainArchive, Name: main.Final, Size: main.Size, SHA256: main.SHA256}}}
 	text, _ := json.Marshal(m)
-	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return a.Holds(ctx, true) })
+	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, part(id.ManifestName(), text)}, func() error { return s.o.holds(ctx, a) })
 }
 
 // ground is one Redis, one pair of directories and the workers on them.
@@ -279,7 +285,7 @@ func (g *ground) beginAs(id string) run.Record {
 }
 
 func (g *ground) enqueuer() *task.Enqueuer {
-	return task.NewEnqueuer(asynq.NewClientFromRedisClient(g.rdb), time.Now)
+	return task.NewEnqueuer(g.rdb, time.Now)
 }
 
 func (g *ground) get(id string) run.Record {

@@ -94,6 +94,7 @@ func TestStageThatEndsWhileRedisIsAwayAndWorkerDies(t *testing.T) {
 	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
 	g.clean(r)
 	require.Equal(t, 1, g.count(r.ID, "begin", "postgres"), "the work was not done twice")
+	require.Equal(t, map[run.Outcome]int{run.Good: 4}, outcomes(r), "its work is done: no crash is counted")
 }
 
 // Trap 5: Redis comes back empty. asynq notices nothing.

@@ -38,6 +38,7 @@ type Attempt struct {
 	Progress stage.Progress
 
 	engine    *Engine
+	ends      time.Time // when the run's time is over, by this process's own clock
 	lock      *dump.Lock
 	committed atomic.Bool
 	counter   *counter
@@ -59,7 +60,7 @@ func (a *Attempt) Result(stageName string, into any) error {
 // while Redis is away. With commit, a cancel or the time limit come too late
 // from then on.
 func (a *Attempt) Holds(ctx context.Context, commit bool) error {
-	err := a.engine.untilAnswer(ctx, func(ctx context.Context) error {
+	err := a.engine.untilAnswer(ctx, a.Run.ID, func(ctx context.Context) error {
 		return a.engine.p.Store.Holds(ctx, a.Run.ID, a.Hold, a.Run.Epoch, commit)
 	})
 	if err == nil && a.lock != nil && !a.lock.Holds() {
@@ -73,7 +74,7 @@ func (a *Attempt) Holds(ctx context.Context, commit bool) error {
 
 // Note writes facts into the run's record.
 func (a *Attempt) Note(ctx context.Context, f run.Facts) error {
-	return a.engine.untilAnswer(ctx, func(ctx context.Context) error {
+	return a.engine.untilAnswer(ctx, a.Run.ID, func(ctx context.Context) error {
 		return a.engine.p.Store.Note(ctx, a.Run.ID, a.Hold, f)
 	})
 }
@@ -111,7 +112,7 @@ var (
 	errStopping = errors.New("the worker was stopped")
 	// errTimeout is the cause when the run's time is up.
 	errTimeout = errors.New("the run's time limit is over")
-	// errRedisAway is the cause when Redis was away for longer than the grace.
+	// errRedisAway is the cause when Redis was away for longer than an attempt waits.
 	errRedisAway = errors.New("Redis did not answer for too long")
 	// errLockLost is the cause when the lock of the run is not ours any more.
 	errLockLost = errors.New("the lock of the run was lost: its staging was removed by something else, or the file system of the temp directory (alation.backup.data_temp_dir) gave the lock away or did not answer")

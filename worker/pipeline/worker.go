@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,8 +39,8 @@ type Worker struct {
 }
 
 const (
-	// checkInterval bounds how long a task waits between two stages.
-	checkInterval = 100 * time.Millisecond
+	// defaultPoll is Limits.Poll where it is not set.
+	defaultPoll   = 100 * time.Millisecond
 	lookInterval  = time.Second
 	signInterval  = 4 * time.Second
 	sweepInterval = time.Minute
@@ -52,6 +54,9 @@ const (
 
 // New makes a worker on rdb, which the caller closes.
 func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
+	if p.Limits.Poll == 0 {
+		p.Limits.Poll = defaultPoll
+	}
 	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1), refused: make(chan error, 1)}
 	p.Ended = func(context.Context) {
 		select {
@@ -60,8 +65,7 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 		}
 	}
 	p.Publish = w.publish
-	client := asynq.NewClientFromRedisClient(rdb)
-	p.Enqueuer = task.NewEnqueuer(client, p.Now)
+	p.Enqueuer = task.NewEnqueuer(rdb, p.Now)
 	w.p = p
 	w.near = newNeighbours(p, who)
 	w.engine = NewEngine(p)
@@ -69,8 +73,8 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	w.reconcile = NewReconciler(w.engine, asynq.NewInspectorFromRedisClient(rdb), who.ID, lookInterval)
 	w.server = asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Concurrency:              4,
-		Queues:                   map[string]int{task.Queue(p.Instance, ""): 1, task.Queue(p.Instance, p.Node): 2},
-		TaskCheckInterval:        checkInterval,
+		Queues:                   w.queues(),
+		TaskCheckInterval:        p.Limits.Poll,
 		DelayedTaskCheckInterval: 500 * time.Millisecond,
 		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return busyDelay },
 		IsFailure:                func(error) bool { return false }, // our own budgets count
@@ -81,10 +85,15 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	return w
 }
 
+// queues are those that the worker serves, with their weights.
+func (w *Worker) queues() map[string]int {
+	return map[string]int{task.Queue(w.p.Instance, ""): 1, task.Queue(w.p.Instance, w.p.Node): 2}
+}
+
 // Start begins to work, once it is proved that this worker and the others of its node
 // see each other's locks. Redis answers when it is called.
 func (w *Worker) Start(ctx context.Context) error {
-	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
+	if err := w.publishQueues(ctx); err != nil {
 		return err
 	}
 	if err := w.near.join(ctx); err != nil {
@@ -112,21 +121,6 @@ func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
 	return w.engine.ProcessTask(ctx, t)
 }
 
-// Shutdown takes no new task, lets attempts hand their stages on, and ends.
-func (w *Worker) Shutdown() {
-	w.stopping.Store(true)
-	w.server.Stop()
-	w.reconcile.Shutdown()
-	w.engine.Stop()
-	for _, h := range w.p.Others {
-		h.Stop()
-	}
-	close(w.done)
-	w.wg.Wait()
-	w.server.Shutdown()
-	w.near.leave()
-}
-
 // Refused gives the reason why this worker must be shut down: it came after another one
 // of its node that it was not to see then, and they do not see each other's locks.
 func (w *Worker) Refused() <-chan error { return w.refused }
@@ -138,7 +132,16 @@ func freshEpoch() string {
 	return hex.EncodeToString(b)
 }
 
-// signs repeats that the worker is there, and gives an emptied Redis a new epoch.
+// publishQueues gives an emptied Redis a new epoch, and makes it know the worker's
+// queues.
+func (w *Worker) publishQueues(ctx context.Context) error {
+	if _, err := w.p.Store.Epoch(ctx, freshEpoch()); err != nil {
+		return err
+	}
+	return task.Publish(ctx, w.rdb, slices.Collect(maps.Keys(w.queues()))...)
+}
+
+// signs repeats that the worker is there, and what an emptied Redis must know.
 func (w *Worker) signs() {
 	defer w.wg.Done()
 	t := time.NewTicker(signInterval)
@@ -151,7 +154,7 @@ func (w *Worker) signs() {
 		}
 		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
-		_, err := w.p.Store.Epoch(ctx, freshEpoch())
+		err := w.publishQueues(ctx)
 		if err == nil {
 			err = w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown())
 		}
@@ -203,8 +206,12 @@ func (w *Worker) keepHouse(ctx context.Context) {
 // publish shows the sets of this node to the producers.
 func (w *Worker) publish(ctx context.Context) {
 	l, err := set.List(w.p.Dir.Dump)
+	var at time.Time
 	if err == nil {
-		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: w.p.Now().UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
+		at, err = w.p.Store.Time(ctx)
+	}
+	if err == nil {
+		err = w.p.Store.Publish(ctx, w.p.Instance, run.Published{At: at.UTC(), Node: w.p.Node, Dir: w.p.Dir.Dump, Sets: l.Sets, Foreign: l.Foreign, Problems: l.Problems})
 	}
 	if err != nil {
 		w.p.Log.WithError(err).Warn("could not publish the list of sets")

@@ -273,7 +273,7 @@ func victim(text string) {
 // result is recorded once.
 func TestAKilledWorker(t *testing.T) {
 	x := newPlace(t)
-	queue := task.NewEnqueuer(asynq.NewClientFromRedisClient(x.rdb), time.Now)
+	queue := task.NewEnqueuer(x.rdb, time.Now)
 	require.NoError(t, queue.EnqueueVerify(ctx, tick()))
 	where, err := json.Marshal([2]string{x.srv.Addr, x.p.Dir})
 	require.NoError(t, err)

@@ -205,6 +205,26 @@ func quote(s string) string {
 	return b.String() + `"`
 }
 
+// debris are the names, below Dir, of what a killed keeper, worker or server leaves of
+// files that it was about to rename: Redis's own (aof.c, rdb.c) are as large as its data.
+var debris = []string{"redis.pid.*.part", "temp-*.aof", "temp-*.rdb", "appendonlydir/temp-*"}
+
+// sweep removes debris. No server runs, and the lock is ours.
+func (s *Server) sweep() error {
+	for _, pattern := range debris {
+		names, err := fs.Glob(os.DirFS(s.Dir), pattern)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("removing what a killed Redis left: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 func (s *Server) writeConfig() error {
 	if info, err := os.Stat(s.path("redis.log")); err == nil && info.Size() > maxLog {
 		if err := os.Rename(s.path("redis.log"), s.path("redis.log.1")); err != nil {

@@ -43,6 +43,9 @@ type Options struct {
 	Socket  string // its unix socket, an absolute path of at most 100 bytes
 	Group   string // group that may use the socket; "" is nobody but the owner
 	Program string // redis-server; "" looks it up in PATH and /usr/bin
+	// Hung is how long a server may leave every question unanswered before its owner
+	// ends it and starts it again. Default 30 s, in steps of a second.
+	Hung time.Duration
 	// Logf tells what goes on behind the caller's back: restarts, takeovers. Optional.
 	Logf func(format string, args ...any)
 }
@@ -52,6 +55,7 @@ type Server struct {
 	Options
 	gid     int  // of Group, -1 if there is none
 	modern  bool // redis-server 7 or newer
+	gentle  time.Duration
 	mu      sync.Mutex
 	owner   bool
 	process *keeper.Process // of the owner
@@ -61,10 +65,13 @@ type Server struct {
 
 // New makes a Server; Start does the work.
 func New(o Options) *Server {
+	if o.Hung == 0 {
+		o.Hung = hung
+	}
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}
 	}
-	return &Server{Options: o, gid: -1}
+	return &Server{Options: o, gid: -1, gentle: gentle}
 }
 
 // Owner tells whether this worker runs the server at the moment.
@@ -195,18 +202,22 @@ func (s *Server) own(ctx, run context.Context) error {
 	if info, err := os.Lstat(s.Socket); err == nil && info.Mode().Type() != os.ModeSocket {
 		return stage.Permanentf("%s is there and no socket; redis-server would delete it: move it away or set another socket", s.Socket)
 	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
 	if err := s.writeConfig(); err != nil {
 		return err
 	}
-	life, end := context.WithCancel(run)
+	life, end := context.WithCancelCause(run)
 	p, err := keeper.Start(life, keeper.Command{
-		Path: s.Program, Args: []string{s.path("redis.conf")}, Dir: s.Dir, Gentle: gentle, PIDFile: s.path("redis.pid"),
+		Path: s.Program, Args: []string{s.path("redis.conf")}, Dir: s.Dir, Gentle: s.gentle, PIDFile: s.path("redis.pid"),
 	})
 	if err != nil {
-		end()
+		end(nil)
 		return err
 	}
-	go func() { <-p.Done(); end() }()
+	go func() { <-p.Done(); end(nil) }()
+	go s.endIfHung(p, end)
 	for {
 		if err = answers(s.Socket); err == nil {
 			break
@@ -215,14 +226,14 @@ func (s *Server) own(ctx, run context.Context) error {
 		case <-p.Done():
 			return fmt.Errorf("redis-server ended at once: %w%s", p.Wait(), s.logTail())
 		case <-ctx.Done():
-			end()
+			end(nil)
 			_ = p.Wait()
 			return fmt.Errorf("redis-server does not answer (%w): %w%s", err, context.Cause(ctx), s.logTail())
 		case <-time.After(answerEvery):
 		}
 	}
 	if err := s.openToGroup(); err != nil {
-		end()
+		end(nil)
 		_ = p.Wait()
 		return err
 	}

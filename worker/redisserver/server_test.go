@@ -203,6 +203,24 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
+// What a kill left half written is removed before the next start, and nothing else.
+func TestDebrisIsSwept(t *testing.T) {
+	dir := shortDir(t)
+	s := New(options(dir))
+	require.NoError(t, s.Start(t.Context()))
+	require.NoError(t, client(t, dir).Set(t.Context(), "k", "v", 0).Err())
+	require.NoError(t, s.Shutdown(t.Context()))
+	debris := []string{"redis.pid.4711.part", "temp-rewriteaof-4711.aof", "temp-rewriteaof-bg-4711.aof", "temp-4711.rdb", "appendonlydir/temp-appendonly.aof.manifest"}
+	for _, name := range debris {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "redis", name), []byte("half"), 0o600))
+	}
+	start(t, options(dir))
+	for _, name := range debris {
+		require.NoFileExists(t, filepath.Join(dir, "redis", name))
+	}
+	require.Equal(t, "v", client(t, dir).Get(t.Context(), "k").Val())
+}
+
 func TestManyStartAtOnce(t *testing.T) {
 	dir := shortDir(t)
 	owners := make(chan bool, 6)

@@ -1,0 +1,51 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Open lists the ids of the instance's open runs (normally one at most). The run that
+// has the lock is one of them, whatever became of the set of them.
+func (s *Store) Open(ctx context.Context, instance string) ([]string, error) {
+	open, err := s.rdb.SMembers(ctx, openKey(instance)).Result()
+	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return nil, fmt.Errorf("list the open runs: %w", err)
+	}
+	holder, err := s.Holder(ctx, instance)
+	if err == nil && ValidID(holder) && !slices.Contains(open, holder) {
+		open = append(open, holder)
+	}
+	return open, err
+}
+
+// Holder is the id of the run that has the instance's lock, "" if none has.
+func (s *Store) Holder(ctx context.Context, instance string) (string, error) {
+	id, err := s.rdb.Get(ctx, lockKey(instance)).Result()
+	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the instance's lock: %w", err)
+	}
+	return id, nil
+}
+
+// ReleaseLock frees the instance's lock if the run that holds it is over or has no record.
+func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
+	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
+	if errors.Is(err, redis.Nil) {
+		return nil
+	}
+	if err == nil || redis.HasErrorPrefix(err, "WRONGTYPE") {
+		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
+	}
+	if err != nil {
+		return fmt.Errorf("look whether the instance's lock is to be freed: %w", err)
+	}
+	return nil
+}
