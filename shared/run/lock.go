@@ -36,12 +36,10 @@ func (s *Store) Holder(ctx context.Context, instance string) (string, error) {
 }
 
 // ReleaseLock frees the instance's lock if the run that holds it is over or has no record.
+// Lock and open runs are put right where they do not fit each other.
 func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
 	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
-	if errors.Is(err, redis.Nil) {
-		return nil
-	}
-	if err == nil || redis.HasErrorPrefix(err, "WRONGTYPE") {
+	if err == nil || errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE") {
 		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
 	}
 	if err != nil {

@@ -164,6 +164,23 @@ func TestKeysOfAnotherType(t *testing.T) {
 	}
 }
 
+// Lock and open runs are put right by the leader's look.
+func TestLockAndOpenRunsFitEachOther(t *testing.T) {
+	b := newBench(t)
+	over := succeeded(b)
+	require.NoError(t, b.rdb.SAdd(ctx, openKey(b.instance), over.ID, "20200101t000000z-aaaaaaaa", "x").Err())
+	require.NoError(t, b.ReleaseLock(ctx, b.instance))
+	require.Empty(t, b.locked())
+	require.Empty(t, must(b.Open(ctx, b.instance)), "a run that is over, or never was, keeps nobody waiting")
+
+	r := claimed(b)
+	for _, key := range []string{lockKey(b.instance), openKey(b.instance)} {
+		require.NoError(t, b.rdb.Del(ctx, key).Err())
+		require.NoError(t, b.ReleaseLock(ctx, b.instance))
+		require.Equal(t, r.ID, b.locked())
+	}
+}
+
 // A lock that an odd hand deleted leaves the open run the only one.
 func TestStartFindsTheRunOfALostLock(t *testing.T) {
 	b := newBench(t)

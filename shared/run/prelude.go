@@ -3,7 +3,7 @@ package run
 // prelude is put before every script. No script fails on a field that an odd hand
 // made of another shape: a run whose scripts fail never ends. parse.go reads such
 // fields in the same way, and tells them.
-var prelude = `
+var prelude = typed + `
 local run = KEYS[1]
 local id = string.sub(run, #'` + keyPrefix + `run:' + 1)
 -- get is a field's text, '' if there is none. A key of another type is no record.
@@ -103,7 +103,19 @@ local function to_cleanup(how, err)
   reset_counters()
   fresh_task('cleanup')
 end
-` + typed
+-- still_open drops the runs that are over or have no record from the set of open runs, and
+-- gives one that is open. It has the lock, also where that went without it.
+local function still_open(lock, open)
+  local found
+  for _, other in ipairs(redis.call('SMEMBERS', open)) do
+    run = '` + keyPrefix + `run:' .. other
+    if over() then redis.call('SREM', open, other) else found = other end
+  end
+  run = KEYS[1]
+  if found and not redis.call('GET', lock) then redis.call('SET', lock, found) end
+  return found
+end
+`
 
 // typed is the part of the prelude for the keys beside the record.
 const typed = `

@@ -21,16 +21,8 @@ redis.call('SET', KEYS[5], ARGV[7], 'NX')
 local holder = redis.call('GET', KEYS[2])
 if holder then return {'busy', holder} end
 if redis.call('EXISTS', run) == 1 then return {'exists'} end
--- A lock that went without its run is that run's still.
-for _, other in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-  run = '` + keyPrefix + `run:' .. other
-  if not over() then
-    redis.call('SET', KEYS[2], other)
-    return {'busy', other}
-  end
-  redis.call('SREM', KEYS[3], other)
-end
-run = KEYS[1]
+local other = still_open(KEYS[2], KEYS[3])
+if other then return {'busy', other} end
 local epoch = redis.call('GET', KEYS[5])
 redis.call('SET', KEYS[2], ARGV[2])
 redis.call('HSET', run, 'id', ARGV[2], 'instance', ARGV[3], 'requested', ARGV[4], 'type', ARGV[5], 'stage', ARGV[6],
@@ -186,16 +178,21 @@ fresh_task(get('stage'))
 if nb ~= '' then set('not_before', nb) end
 return {'again', get('generation')}`)
 
-// release frees the instance's lock when the run that holds it is over or has no record.
+// release frees the instance's lock when the run that holds it is over or has no record,
+// and puts right what an odd hand did to the lock and to the set of open runs.
 // KEYS run (of the holder), lock, open; ARGV now, id. → freed | held
 var releaseScript = redis.NewScript(prelude + `
 typed(KEYS[2], 'string')
 typed(KEYS[3], 'set')
-if redis.call('GET', KEYS[2]) ~= ARGV[2] then return {'held'} end
-if not over() then return {'held'} end
-redis.call('DEL', KEYS[2])
-redis.call('SREM', KEYS[3], ARGV[2])
-return {'freed'}`)
+if redis.call('GET', KEYS[2]) == ARGV[2] then
+  if not over() then
+    redis.call('SADD', KEYS[3], id)
+    return {'held'}
+  end
+  redis.call('DEL', KEYS[2])
+  redis.call('SREM', KEYS[3], ARGV[2])
+end
+return {still_open(KEYS[2], KEYS[3]) and 'held' or 'freed'}`)
 
 // epoch: KEYS epoch; ARGV new epoch. → the epoch, made when there is none
 var epochScript = redis.NewScript(typed + `

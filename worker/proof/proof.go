@@ -114,7 +114,11 @@ func (v *Verifier) ProcessTask(ctx context.Context, t *asynq.Task) error {
 	if known && old.Result.Final() {
 		return nil
 	}
-	if !v.p.Now().Before(tick.Until) {
+	now, err := v.p.Runs.Time(ctx) // the scheduler may be on another host
+	if err != nil {
+		return err
+	}
+	if !now.Before(tick.Until) {
 		return v.note(ctx, tick, schedule.Tick{Result: schedule.Skipped, Reason: reason("no worker could do it before the plan's next tick: none ran, or runs were active")})
 	}
 	if id, err := v.openRun(ctx); err != nil || id != "" {
