@@ -27,7 +27,7 @@ func (d *Directory) Standing(runID string, id set.ID) (*set.Manifest, error) {
 	case m != nil && m.Run != "":
 		return nil, nil
 	case errors.Is(err, fs.ErrNotExist):
-		if err = d.present(); err == nil {
+		if err = d.present(runID); err == nil {
 			return nil, nil
 		}
 	case err == nil:
@@ -57,12 +57,11 @@ func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 // present tells an error where the dump directory is not the one in which a set was
 // reserved: it was moved away, or its disk is not mounted and this is the empty
 // directory beneath.
-func (d *Directory) present() error {
-	switch _, err := os.Lstat(filepath.Join(d.Dump, lockName)); {
-	case err == nil:
-		return nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
+func (d *Directory) present(runID string) error {
+	for _, proof := range []string{filepath.Join(d.Dump, lockName), d.intentPath(runID)} {
+		if _, err := os.Lstat(proof); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {

@@ -65,7 +65,11 @@ func TestModesWhateverTheUmask(t *testing.T) {
 		s.inStage(id, "postgres")
 		s.eventually(10*time.Second, "staging is there", func() bool { _, err := os.Stat(s.dump() + "/pgbackrest"); return err == nil })
 		s.eventually(20*time.Second, "pgbackrest runs", func() bool { return len(s.with("pgbackrest", "backup:local")) > 0 })
-		require.Equal(t, fs.FileMode(0o700), perm(t, s.dump()+"/pgbackrest"))
+		require.Equal(t, fs.FileMode(0o711), perm(t, s.dump()+"/pgbackrest"), "pgBackRest's account gets through, and lists nothing")
+		staged, err := os.ReadDir(s.dump() + "/pgbackrest")
+		require.NoError(t, err)
+		require.Len(t, staged, 1)
+		require.Equal(t, fs.FileMode(0o700), perm(t, s.dump()+"/pgbackrest/"+staged[0].Name()))
 		require.Equal(t, fs.FileMode(0o700), perm(t, filepath.Join(s.config.Backup.TempDir, id)))
 		r := s.over(id, 60*time.Second)
 		require.Equal(t, run.Succeeded, r.State, r.Error)
@@ -234,8 +238,15 @@ func TestForeignStagingIsLeftAlone(t *testing.T) {
 	require.Contains(t, *a.Error, "move it away")
 	require.FileExists(t, theirs)
 	require.NoError(t, os.RemoveAll(filepath.Dir(theirs)))
-	_, code = s.wait()
-	require.Zero(t, code)
+
+	// What an old run left and cannot be read is in nobody's way: a warning.
+	old := filepath.Join(s.dump(), ".20200101t000000z-abcdefgh.intent")
+	require.NoError(t, os.WriteFile(old, []byte("{"), 0o600))
+	a, code = s.wait()
+	require.Equal(t, 10, code)
+	require.Contains(t, strings.Join(a.Warnings, "\n"), old)
+	require.FileExists(t, old)
+	require.NoError(t, os.Remove(old))
 }
 
 func TestBackupV1IsRefused(t *testing.T) {

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -42,6 +43,9 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 		}
 		return e.p.Store.Cleaned(ctx, r, r.Hold(), stands)
 	})
+	if errors.Is(err, run.ErrFenced) {
+		return nil // the run was closed without it; the sweeper looks once more
+	}
 	if err != nil {
 		return err
 	}

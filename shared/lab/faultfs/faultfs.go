@@ -119,12 +119,11 @@ func (f *FS) mount(localLocks bool) error {
 	if err := unix.Stat(f.Backing, &st); err != nil {
 		return err
 	}
-	root := &fs.LoopbackRoot{Path: f.Backing, Dev: uint64(st.Dev)}
-	root.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, f: f}
+	root, err := fs.NewLoopbackRoot(f.Backing)
+	if err != nil {
+		return err
 	}
-	top := root.NewNode(root, nil, "", nil)
-	root.RootNode = top
+	top := &node{LoopbackNode: root.(*fs.LoopbackNode), f: f}
 	never := time.Duration(0)
 	raw := fs.NewNodeFS(top, &fs.Options{EntryTimeout: &never, AttrTimeout: &never, NegativeTimeout: &never,
 		RootStableAttr: &fs.StableAttr{Ino: st.Ino, Gen: 1}})

@@ -12,8 +12,13 @@ import (
 // node is a file or directory: each method asks first, and then does what a loopback
 // does.
 type node struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	f *FS
+}
+
+// WrapChild makes a node of ours of each that the loopback finds.
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{LoopbackNode: ops.(*fs.LoopbackNode), f: n.f}
 }
 
 func (n *node) at() string { return n.Path(n.Root()) }
@@ -50,7 +55,7 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 		return nil, 0, e
 	}
 	h, _, e := n.LoopbackNode.Open(ctx, flags)
-	return h, fuse.FOPEN_DIRECT_IO, e
+	return ownFile(h), fuse.FOPEN_DIRECT_IO, e
 }
 
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
@@ -58,7 +63,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 		return nil, nil, 0, e
 	}
 	i, h, _, e := n.LoopbackNode.Create(ctx, name, flags, mode, out)
-	return i, h, fuse.FOPEN_DIRECT_IO, e
+	return i, ownFile(h), fuse.FOPEN_DIRECT_IO, e
 }
 
 func (n *node) Read(ctx context.Context, h fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
