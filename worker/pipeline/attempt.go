@@ -83,7 +83,7 @@ func (e *Engine) ends(bg context.Context, r run.Record) (time.Time, error) {
 		now, err = e.p.Store.Time(ctx)
 		return err
 	})
-	return e.p.Now().Add(e.p.Limits.deadline(r).Sub(now)), err
+	return e.p.Now().Add(e.p.Limits.deadline(r, now).Sub(now)), err
 }
 
 // runStage turns a panic of a stage into its error.

@@ -34,6 +34,7 @@ func (l Limits) grace() time.Duration { return min(boundGrace, l.CloseAfter) }
 type sight struct {
 	first, moved time.Time // seen first; seen last with another sign of life
 	updated      time.Time
+	ending       time.Time // seen first to be ending
 }
 
 // see notes the sign of life in rec.
@@ -43,6 +44,9 @@ func (r *Reconciler) see(rec run.Record) *sight {
 	if s == nil {
 		s = &sight{first: now, moved: now, updated: rec.Updated}
 		r.seen[rec.ID] = s
+	}
+	if rec.Ending != "" && s.ending.IsZero() {
+		s.ending = now
 	}
 	if !s.updated.Equal(rec.Updated) {
 		s.moved, s.updated = now, rec.Updated
@@ -58,7 +62,7 @@ func (r *Reconciler) settled(s *sight) bool {
 func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State, string) {
 	l := r.e.p.Limits
 	tooLong := fmt.Sprintf("the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", l.Timeout)
-	late := now.Sub(l.deadline(rec))
+	late := now.Sub(l.deadline(rec, now))
 	if rec.Committed { // it is about to have its set, whatever was asked for
 		if late > l.CloseAfter {
 			return run.Failed, tooLong
@@ -108,7 +112,8 @@ func endingSince(rec run.Record) time.Time {
 // stands; the leader, somewhat later, closes without a look.
 func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Time, leader bool, s *sight) error {
 	l := r.e.p.Limits
-	late := now.Sub(endingSince(rec)) - l.CloseAfter
+	// What it has seen itself counts too: a host that was ahead may have told the time.
+	late := max(now.Sub(endingSince(rec)), r.e.p.Now().Sub(s.ending)) - l.CloseAfter
 	own := rec.Node == r.e.p.Node
 	if late < 0 || !r.settled(s) || !own && !(leader && late >= l.grace()) {
 		return nil

@@ -18,11 +18,11 @@ func (l Limits) patience() time.Duration {
 	return l.NodeLostAfter - margin
 }
 
-// deadline is when the run's time is over. A record without a readable one has that
-// of its first claim, or else of its begin.
-func (l Limits) deadline(r run.Record) time.Time {
+// deadline is when the run's time is over. A record without a readable one, or with one
+// that no claim has set, has that of its first claim, or else of its begin.
+func (l Limits) deadline(r run.Record, now time.Time) time.Time {
 	switch {
-	case r.Deadline != nil:
+	case r.Deadline != nil && r.Deadline.Sub(now) <= l.Timeout:
 		return *r.Deadline
 	case r.Started != nil:
 		return r.Started.Add(l.Timeout)
