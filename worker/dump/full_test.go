@@ -33,7 +33,7 @@ func small(t *testing.T, kind string) *Directory {
 		out, err = exec.Command("mount", "-o", "loop", image, root).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(root, 0)) })
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(root, unix.MNT_DETACH)) }) // also where a test that failed holds a lock there
 	d := &Directory{Dump: root + "/dump", Temp: root + "/temp", Instance: "catalog", Node: "node1"}
 	require.NoError(t, os.Mkdir(d.Dump, 0o700))
 	require.NoError(t, os.Mkdir(d.Temp, 0o700))
