@@ -19,7 +19,7 @@ import (
 type fault struct {
 	name  string
 	until time.Time
-	long  bool // it may outlast its run
+	long  bool // it outlasts its run
 	mend  func()
 }
 
@@ -206,7 +206,7 @@ func (s *soakGround) breakSomething(disk string) {
 	s.done[b.name]++
 	f := &fault{name: b.name, mend: mend, until: time.Now().Add(time.Duration(50+s.dice.IntN(1500)) * time.Millisecond)}
 	if b.name == "freeze" && s.dice.IntN(2) == 0 {
-		f.long, f.until = true, f.until.Add(soakTimeout)
+		f.long, f.until = true, time.Now().Add(time.Hour)
 	}
 	s.faults = append(s.faults, f)
 }
