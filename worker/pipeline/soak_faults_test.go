@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -60,12 +61,11 @@ func breakages() []breakage {
 }
 
 func (s *soakGround) kill(sig syscall.Signal) func() {
-	if sig == syscall.SIGTERM {
-		i, _ := s.live()
-		s.replace(i, sig)
-	} else {
-		s.replace(s.dice.IntN(len(s.slots)), sig)
+	i, _ := s.live()
+	if s.dice.IntN(8) == 0 {
+		i = s.dice.IntN(len(s.slots)) // also one that is frozen
 	}
+	s.replace(i, sig)
 	return func() {}
 }
 
@@ -74,6 +74,9 @@ func (s *soakGround) freeze() func() {
 	i, n := s.live()
 	if n < 2 {
 		return nil
+	}
+	if at := s.working(); at >= 0 && s.dice.IntN(4) > 0 {
+		i = at
 	}
 	w := s.slots[i]
 	w.frozen = true
@@ -88,6 +91,20 @@ func (s *soakGround) empty() func() {
 	}
 	require.NoError(s.t, s.redis.FlushAll())
 	return func() {}
+}
+
+// working gives the worker that has the attempt that runs; -1: none.
+func (s *soakGround) working() int {
+	pid := 0
+	for _, l := range s.journal() {
+		switch l.word {
+		case "begin":
+			pid = l.pid
+		case "over":
+			pid = 0
+		}
+	}
+	return slices.IndexFunc(s.slots, func(w *slotOf) bool { return w.Process.Pid == pid })
 }
 
 func (s *soakGround) rollBack() func() {
@@ -153,8 +170,12 @@ func (s *soakGround) diskErrors() func() {
 	kinds := []string{faultfs.Lookup, faultfs.Open, faultfs.Read, faultfs.Opendir, faultfs.Readdir, faultfs.Getattr, faultfs.Create, faultfs.Write,
 		faultfs.Fsync, faultfs.Fsyncdir, faultfs.Rename, faultfs.Unlink, faultfs.Mkdir, faultfs.Rmdir, faultfs.Lock, ""}
 	kind, every := kinds[s.dice.IntN(len(kinds))], 1+s.dice.IntN(8)
+	what := []string{"", "", "", "_backup.json", ".intent", ".tar.gz", ".lock", "owner", "result"}[s.dice.IntN(9)]
+	if what != "" {
+		kind, every = "", 1+s.dice.IntN(2)
+	}
 	s.fs.Hook(func(op faultfs.Op) syscall.Errno {
-		if (kind == "" || op.Kind == kind) && op.N%every == 0 {
+		if (kind == "" || op.Kind == kind) && op.N%every == 0 && strings.Contains(op.Path, what) {
 			return errno
 		}
 		return 0
@@ -205,7 +226,7 @@ func (s *soakGround) breakSomething(disk string) {
 	}
 	s.done[b.name]++
 	f := &fault{name: b.name, mend: mend, until: time.Now().Add(time.Duration(50+s.dice.IntN(1500)) * time.Millisecond)}
-	if b.name == "freeze" && s.dice.IntN(2) == 0 {
+	if b.name == "freeze" && s.dice.IntN(2) == 0 && !s.short {
 		f.long, f.until = true, time.Now().Add(time.Hour)
 	}
 	s.faults = append(s.faults, f)

@@ -30,7 +30,8 @@ type soakGround struct {
 	disk   string // the small file system that can be filled
 	then   string // a snapshot of Redis; "" = none yet
 	skewed bool
-	hard   int // how much breaks, from 2 to 9
+	hard   int  // how much breaks, from 2 to 9
+	short  bool // no worker stays frozen
 	faults []*fault
 	done   map[string]int
 	// apart says that temp was away while this run was open: two attempts may then hold
@@ -59,11 +60,13 @@ func newSoakGround(t *testing.T, disk string, seed uint64) *soakGround {
 	root := filepath.Dir(s.opts.Dump)
 	s.real = root
 	s.opts.Size = soakArchive
-	s.opts.Limits.Crashes, s.opts.Limits.Interruptions, s.opts.Limits.Errors = 1000, 1000, 20
+	s.opts.Limits.Crashes, s.opts.Limits.Interruptions = 1000, 1000
 	s.opts.Limits.Backoff = 20 * time.Millisecond
 	s.opts.Limits.Timeout = soakTimeout
 	s.opts.Limits.CloseAfter = soakClose
-	s.opts.Duration = 60 * time.Millisecond
+	s.opts.Duration = time.Duration(50+s.dice.IntN(200)) * time.Millisecond
+	s.opts.Limits.Errors = 1 + s.dice.IntN(5)
+	s.skewed, s.hard = s.dice.IntN(3) == 0, 2+s.dice.IntN(8)
 	switch disk {
 	case smallDisk:
 		s.real, s.disk, s.shadow = root+"/real", root+"/real", true

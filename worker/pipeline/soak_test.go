@@ -22,7 +22,7 @@ import (
 
 // The limits of a soak's runs, and what is granted on top on a busy machine.
 const (
-	soakTimeout = 4 * time.Second
+	soakTimeout = 3 * time.Second
 	soakClose   = 1500 * time.Millisecond
 	soakSlack   = 40 * time.Second
 )
@@ -34,9 +34,9 @@ const (
 // nothing is left but sets. SOAK_RUNS makes it longer (make soak), SOAK_SEED repeats
 // the choices of one, SOAK_DISK takes one kind of disk.
 func TestSoak(t *testing.T) {
-	runs, each := 9, 3
+	runs, each, short := 6, 2, true
 	if n, err := strconv.Atoi(os.Getenv("SOAK_RUNS")); err == nil {
-		runs, each = n, 10
+		runs, each, short = n, 10, false
 	}
 	seed := uint64(time.Now().UnixNano())
 	if n, err := strconv.ParseUint(os.Getenv("SOAK_SEED"), 10, 64); err == nil {
@@ -50,7 +50,7 @@ func TestSoak(t *testing.T) {
 	for i := 0; i*each < runs; i++ {
 		disk := disks[i%len(disks)]
 		ok := t.Run(disk+"/"+strconv.FormatUint(seed+uint64(i), 10), func(t *testing.T) {
-			season(t, disk, seed+uint64(i), each, states, faults)
+			season(t, disk, seed+uint64(i), each, short, states, faults)
 		})
 		if !ok {
 			t.Fatalf("again: SOAK_SEED=%d SOAK_DISK=%s SOAK_RUNS=%d", seed+uint64(i), disk, each)
@@ -60,13 +60,14 @@ func TestSoak(t *testing.T) {
 }
 
 // season is some runs on one ground.
-func season(t *testing.T, disk string, seed uint64, runs int, states, faults map[string]int) {
+func season(t *testing.T, disk string, seed uint64, runs int, short bool, states, faults map[string]int) {
 	s := newSoakGround(t, disk, seed)
+	s.short = short
 	defer func() { s.mend(true, true) }() // nobody can end a worker that hangs
-	s.skewed, s.hard = s.dice.IntN(3) == 0, 2+s.dice.IntN(8)
 	ids := []string{}
 	for range runs {
 		s.apart = slices.ContainsFunc(s.faults, func(f *fault) bool { return strings.HasPrefix(f.name, "temp") })
+		begin := time.Now()
 		id := s.open()
 		ids = append(ids, id)
 		r, known := s.through(id, disk)
@@ -82,6 +83,7 @@ func season(t *testing.T, disk string, seed uint64, runs int, states, faults map
 			}
 		}
 		states[state]++
+		t.Logf("%s: %s after %s; faults left: %d %s", id, state, time.Since(begin).Round(time.Millisecond), len(s.faults), r.Error)
 		if !s.apart {
 			s.requireOneAtATime(id)
 		}
@@ -120,7 +122,7 @@ func (s *soakGround) through(id, disk string) (run.Record, bool) {
 	if s.dice.IntN(4) == 0 {
 		s.control("fail-"+[]string{"prepare", "postgres", "eventbus", "archive"}[s.dice.IntN(4)], "1")
 	}
-	cancelAt := time.Duration(s.dice.IntN(20000)) * time.Millisecond
+	cancelAt := time.Duration(s.dice.IntN([]int{1000, 20000, 20000, 20000}[s.dice.IntN(4)])) * time.Millisecond
 	begin := time.Now()
 	for time.Since(begin) < 2*soakTimeout {
 		time.Sleep(time.Duration(20+s.dice.IntN(150)) * time.Millisecond)
