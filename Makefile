@@ -74,7 +74,7 @@ clean: ## remove what was built here
 	rm -rf bin .cache
 
 .PHONY: soak traps
-soak: ## many runs under random kills of the workers (SOAK_RUNS=300)
+soak: ## many runs while workers, disks, Redis and clocks break at random (SOAK_RUNS=300, SOAK_DISK=…, SOAK_SEED=…)
 	SOAK_RUNS=$${SOAK_RUNS:-300} go test -count=1 -timeout 60m -v -run '^TestSoak$$' ./worker/pipeline
 
 traps: ## shows that the tests of asynq's traps fail without their remedies
