@@ -64,7 +64,7 @@ type workerOptions struct {
 	Limits                                      Limits
 	Pulse                                       time.Duration
 	Duration                                    time.Duration // of each stage
-	ClockOff                                    time.Duration // how wrong the host's clock is
+	ClockOff, Linger                            time.Duration // how wrong the host's clock is; from the commit to the end of its stage
 	Size                                        int           // of an archive; 0 = a thousand bytes
 	StopWithin                                  time.Duration
 	Boot, Host, Label                           string // of a worker on another host: kernel, host name, id
@@ -204,7 +204,12 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	return s.dir.Commit(a.Run.ID, []dump.CommitFile{main, manifest}, func() error { return s.o.holds(ctx, a) })
+	err = s.dir.Commit(a.Run.ID, []dump.CommitFile{main, manifest}, func() error { return s.o.holds(ctx, a) })
+	select { // the set stands, and nobody knows yet
+	case <-ctx.Done():
+	case <-time.After(s.o.Linger):
+	}
+	return err
 }
 
 // ground is one Redis, one pair of directories and the workers on them.

@@ -65,6 +65,7 @@ func newSoakGround(t *testing.T, disk string, seed uint64) *soakGround {
 	s.opts.Limits.Timeout = soakTimeout
 	s.opts.Limits.CloseAfter = soakClose
 	s.opts.Duration = time.Duration(50+s.dice.IntN(200)) * time.Millisecond
+	s.opts.Linger = time.Duration(s.dice.IntN(400)) * time.Millisecond
 	s.opts.Limits.Errors = 1 + s.dice.IntN(5)
 	s.skewed, s.hard = s.dice.IntN(3) == 0, 2+s.dice.IntN(8)
 	switch disk {
