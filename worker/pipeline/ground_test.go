@@ -277,7 +277,6 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 }
 
 func (p *process) signal(s syscall.Signal) { _ = p.Process.Signal(s) }
-
 func (p *process) kill9() { p.signal(syscall.SIGKILL); <-p.waited }
 
 func (p *process) term(t *testing.T) {
