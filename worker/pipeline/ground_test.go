@@ -277,7 +277,7 @@ func (g *ground) worker(change ...func(*workerOptions)) *process {
 }
 
 func (p *process) signal(s syscall.Signal) { _ = p.Process.Signal(s) }
-func (p *process) kill9() { p.signal(syscall.SIGKILL); <-p.waited }
+func (p *process) kill9()                  { p.signal(syscall.SIGKILL); <-p.waited }
 
 func (p *process) term(t *testing.T) {
 	p.signal(syscall.SIGTERM)
@@ -388,13 +388,4 @@ func (g *ground) clean(r run.Record) {
 	open, err := g.store.Open(context.Background(), g.opts.Instance)
 	require.NoError(g.t, err)
 	require.NotContains(g.t, open, r.ID)
-}
-
-// expireLease makes asynq take every active task of the queue for lost.
-func (g *ground) expireLease(queue string) {
-	g.t.Helper()
-	key := "asynq:{" + queue + "}:lease"
-	for _, id := range g.rdb.ZRange(context.Background(), key, 0, -1).Val() {
-		require.NoError(g.t, g.rdb.ZAdd(context.Background(), key, redis.Z{Score: float64(time.Now().Add(-5 * time.Minute).Unix()), Member: id}).Err())
-	}
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 	"catalog-backup/shared/task"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 )
 
@@ -116,4 +118,13 @@ func TestEmptiedRedisStopsTheRun(t *testing.T) {
 		return err1 != nil && err2 != nil
 	})
 	g.clean(g.waitOver(g.begin().ID, run.Succeeded, 15*time.Second))
+}
+
+// expireLease makes asynq take every active task of the queue for lost.
+func (g *ground) expireLease(queue string) {
+	g.t.Helper()
+	key := "asynq:{" + queue + "}:lease"
+	for _, id := range g.rdb.ZRange(context.Background(), key, 0, -1).Val() {
+		require.NoError(g.t, g.rdb.ZAdd(context.Background(), key, redis.Z{Score: float64(time.Now().Add(-5 * time.Minute).Unix()), Member: id}).Err())
+	}
 }
