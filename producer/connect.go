@@ -16,6 +16,7 @@ import (
 
 	"catalog-backup/shared/config"
 	"catalog-backup/shared/exit"
+	"catalog-backup/shared/redisowner"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/task"
 
@@ -126,7 +127,7 @@ func (c *connection) remedy(err error) string {
 		return fmt.Sprintf("use an account of the group %s, which may use the socket", c.group(path))
 	}
 	if c.config.Redis.Embedded {
-		return "is a worker running? start one with `worker run`, it brings the embedded Redis with it"
+		return redisowner.Remedy(filepath.Join(c.config.RedisDir(), "lock"), false)
 	}
 	return "check redis in " + c.config.Path + " and that the server runs"
 }

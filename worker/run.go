@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -80,9 +81,14 @@ func daemon(ctx context.Context, c *config.Config) error {
 	}
 	defer v.Shutdown()
 	if c.Redis.Embedded {
-		server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup,
-			Logf: func(f string, a ...any) { log.Infof(f, a...) }})
-		if err := server.Start(ctx); err != nil {
+		server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup, Version: exit.Version,
+			Logf: func(f string, a ...any) { log.Infof(f, a...) }, Errorf: func(f string, a ...any) { log.Errorf(f, a...) }})
+		switch err := server.Start(ctx); {
+		case err != nil && ctx.Err() != nil:
+			return nil // stopped before it began
+		case errors.Is(err, redisserver.ErrSilent):
+			return exit.With(exit.Unreachable, err)
+		case err != nil:
 			return fmt.Errorf("start the embedded Redis: %w", err)
 		}
 		defer func() {

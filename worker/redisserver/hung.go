@@ -36,7 +36,7 @@ func (s *Server) endIfHung(p *keeper.Process, end context.CancelCauseFunc) {
 			silent = 0
 		}
 	}
-	s.Logf("the embedded Redis has answered nothing for %v: it is ended, by force if it must be, and started again on its data", s.Hung)
+	s.Errorf("the embedded Redis has answered nothing for %v: it is ended, by force if it must be, and started again on its data", s.Hung)
 	end(fmt.Errorf("it answered nothing for %v", s.Hung))
 }
 

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"catalog-backup/shared/redisowner"
 	"catalog-backup/worker/keeper"
 	"catalog-backup/worker/stage"
 )
@@ -46,21 +47,27 @@ type Options struct {
 	// Hung is how long a server may leave every question unanswered before its owner
 	// ends it and starts it again. Default 30 s, in steps of a second.
 	Hung time.Duration
+	// Version is this program's, for the people who are told who owns the server.
+	Version string
 	// Logf tells what goes on behind the caller's back: restarts, takeovers. Optional.
 	Logf func(format string, args ...any)
+	// Errorf tells what a person must see to. Optional, Logf if it is not set.
+	Errorf func(format string, args ...any)
 }
 
 // Server is this worker's part in the embedded Redis.
 type Server struct {
 	Options
-	gid     int  // of Group, -1 if there is none
-	modern  bool // redis-server 7 or newer
-	gentle  time.Duration
-	mu      sync.Mutex
-	owner   bool
-	process *keeper.Process // of the owner
-	cancel  context.CancelFunc
-	done    chan struct{} // closed when the loop has ended and the lock is free
+	gid       int  // of Group, -1 if there is none
+	modern    bool // redis-server 7 or newer
+	gentle    time.Duration
+	tellAfter time.Duration
+	limit     time.Duration // silentLimit
+	mu        sync.Mutex
+	owner     bool
+	process   *keeper.Process // of the owner
+	cancel    context.CancelFunc
+	done      chan struct{} // closed when the loop has ended and the lock is free
 }
 
 // New makes a Server; Start does the work.
@@ -71,7 +78,13 @@ func New(o Options) *Server {
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}
 	}
-	return &Server{Options: o, gid: -1, gentle: gentle}
+	if o.Errorf == nil {
+		o.Errorf = o.Logf
+	}
+	if o.Version == "" {
+		o.Version = "unknown"
+	}
+	return &Server{Options: o, gid: -1, gentle: gentle, tellAfter: tellAfter, limit: silentLimit}
 }
 
 // Owner tells whether this worker runs the server at the moment.
@@ -83,7 +96,8 @@ func (s *Server) Owner() bool {
 
 // Start returns when Redis answers, whoever owns it. From then on this worker
 // keeps it running, or takes over when its owner dies, until Shutdown. ctx bounds
-// the start only.
+// the start only. Where another worker owns it and nothing answers for a minute, the
+// error is an ErrSilent.
 func (s *Server) Start(ctx context.Context) error {
 	if s.cancel != nil {
 		return errors.New("starting the embedded Redis: it was started already")
@@ -93,7 +107,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.done = make(chan struct{})
-	for {
+	for q := (silence{}); ; {
 		lock, err := s.tryLock()
 		if err == nil && lock != nil {
 			if err = s.own(ctx, run); err == nil {
@@ -106,9 +120,13 @@ func (s *Server) Start(ctx context.Context) error {
 			cancel()
 			return fmt.Errorf("starting the embedded Redis: %w", err)
 		}
-		if answers(s.Socket) == nil {
+		if err = s.ask(&q, nil); err == nil {
 			go s.serve(run, nil)
 			break
+		}
+		if q.lasted >= s.limit {
+			cancel()
+			return fmt.Errorf("starting the embedded Redis: %w", s.silent(&q, err, nil))
 		}
 		select { // its owner is starting it, or has just died
 		case <-ctx.Done():
@@ -143,6 +161,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) serve(ctx context.Context, lock *os.File) {
 	defer close(s.done)
 	defer func() { s.release(lock) }()
+	var q silence
 	for wait := backoffMin; ; {
 		began := time.Now()
 		if lock != nil && s.process != nil {
@@ -154,6 +173,7 @@ func (s *Server) serve(ctx context.Context, lock *os.File) {
 			if time.Since(began) > steady {
 				wait = backoffMin
 			}
+			q = silence{}
 			s.Logf("the embedded Redis ended and is started again in %v: %v%s", wait, err, s.logTail())
 		}
 		pause := lockEvery
@@ -165,20 +185,37 @@ func (s *Server) serve(ctx context.Context, lock *os.File) {
 			return
 		case <-time.After(pause):
 		}
-		if lock == nil {
-			var err error
-			if lock, err = s.tryLock(); err != nil {
-				s.Logf("the embedded Redis: %v", err)
-			}
-			if lock == nil {
-				continue
-			}
-			s.Logf("this worker takes over the embedded Redis")
+		if lock = s.keepOrTake(lock, &q); lock == nil {
+			continue
 		}
 		if err := s.own(ctx, ctx); err != nil && ctx.Err() == nil {
 			s.Logf("the embedded Redis: %v; tried again in %v", err, wait)
+			_ = s.ask(&q, err)
 		}
 	}
+}
+
+// keepOrTake returns the lock that is worth having: the one of the owner, unless the
+// state directory is another one now, or the one that a client could take; nil if there
+// is none. A client looks after the server of the other.
+func (s *Server) keepOrTake(lock *os.File, q *silence) *os.File {
+	if lock != nil && s.replaced(lock) {
+		s.Errorf("the embedded Redis: %s was moved away under this worker, which owned it; whoever takes the lock that is there now owns it", s.Dir)
+		s.release(lock)
+		lock = nil
+	}
+	if lock != nil {
+		return lock
+	}
+	lock, err := s.tryLock()
+	if lock != nil {
+		s.Logf("this worker takes over the embedded Redis")
+		return lock
+	}
+	if q.due() {
+		_ = s.ask(q, err)
+	}
+	return nil
 }
 
 func (s *Server) setOwner(p *keeper.Process) {
@@ -252,6 +289,9 @@ func (s *Server) tryLock() (*os.File, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err == nil {
+		if err := redisowner.Sign(f, s.Version); err != nil {
+			s.Logf("the embedded Redis: %v; it works, but who waits for it is not told that this worker owns it", err)
+		}
 		return f, nil
 	}
 	f.Close()
