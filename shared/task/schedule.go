@@ -63,7 +63,7 @@ func (e *Enqueuer) tick(ctx context.Context, kind, id, queue string, t Tick, kee
 		return false, err
 	}
 	_, err = e.client().EnqueueContext(ctx, asynq.NewTask(kind, body), asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry),
-		asynq.Retention(keep), asynq.Deadline(e.now().Add(noDeadline)))
+		asynq.Retention(keep), asynq.Deadline(noDeadline))
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		return false, nil
 	}

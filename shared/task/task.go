@@ -44,9 +44,11 @@ const (
 	retention = 14 * 24 * time.Hour
 	// maxRetry is out of reach: our own budgets decide.
 	maxRetry = 1 << 30
-	// noDeadline stands for none: without a deadline or timeout asynq would stop a task after 30 minutes.
-	noDeadline = 20 * 365 * 24 * time.Hour
 )
+
+// noDeadline stands for none: without a deadline or timeout asynq would stop a task after
+// 30 minutes. It goes by no host's clock: by one that is decades behind, asynq would drop the task.
+var noDeadline = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Enqueuer puts stages into their queue.
 type Enqueuer struct {
@@ -72,7 +74,7 @@ func (e *Enqueuer) Enqueue(ctx context.Context, install, node string, p Payload,
 		return err
 	}
 	opts := []asynq.Option{asynq.TaskID(ID(install, p)), asynq.Queue(Queue(p.Instance, node)), asynq.MaxRetry(maxRetry),
-		asynq.Retention(retention), asynq.Deadline(e.now().Add(noDeadline))}
+		asynq.Retention(retention), asynq.Deadline(noDeadline)}
 	if notBefore != nil && notBefore.After(e.now()) {
 		opts = append(opts, asynq.ProcessAt(*notBefore))
 	}
