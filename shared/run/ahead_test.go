@@ -115,3 +115,20 @@ func TestSignsOfDeadWorkersEnd(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, must(b.Workers(ctx, b.instance)), 1)
 }
+
+// A node that is gone is lost some time, also where its last sign is to come.
+func TestTheLastSignOfANodeAges(t *testing.T) {
+	b := newBench(t)
+	truth := b.clock
+	b.clock = truth.Add(370 * 24 * time.Hour)
+	require.NoError(t, b.SignIn(ctx, b.instance, Worker{ID: "w1", Node: "n"}))
+	require.Equal(t, b.clock, must(b.NodeSeen(ctx, b.instance, "n")))
+	b.clock = truth
+	for range 3 {
+		require.Equal(t, truth, must(b.NodeSeen(ctx, b.instance, "n")), "a live one signs again; it is not lost at once")
+		b.clock = b.clock.Add(time.Hour)
+	}
+	require.NoError(t, b.rdb.HSet(ctx, nodesKey(b.instance), "n", "yesterday").Err())
+	require.Zero(t, must(b.NodeSeen(ctx, b.instance, "n")))
+	require.Zero(t, must(b.NodeSeen(ctx, b.instance, "another")))
+}

@@ -93,13 +93,14 @@ func (s *Store) Instances(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// NodeSeen is when a worker of the node last gave a sign; zero if never.
+// NodeSeen is when a worker of the node last gave a sign; zero if never. One that is to come,
+// of a clock that was ahead, becomes one of now: a node that is gone ages from there.
 func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
-	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
-	if err != nil && err != redis.Nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+	out, err := s.call(ctx, nodeSeenScript, []string{nodesKey(instance)}, node)
+	if err != nil {
 		return time.Time{}, fmt.Errorf("read the last sign of node %s: %w", node, err)
 	}
-	t, _ := time.Parse(time.RFC3339Nano, v) // one that is damaged is none
+	t, _ := time.Parse(time.RFC3339Nano, out[0]) // one that is damaged is none
 	return t, nil
 }
 

@@ -236,6 +236,14 @@ if leader and leader ~= ARGV[1] and lasts(KEYS[1], tonumber(ARGV[2])) > 0 then r
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1`)
 
+// nodeSeen: KEYS nodes; ARGV now, node. → the node's last sign, ” if there is none
+var nodeSeenScript = redis.NewScript(clock + `
+local at, now = redis.pcall('HGET', KEYS[1], ARGV[2]), the_time(ARGV[1])
+if type(at) ~= 'string' then return {''} end
+if not seconds(at) or seconds(at) <= seconds(now) then return {at} end
+redis.pcall('HSET', KEYS[1], ARGV[2], now)
+return {now}`)
+
 // reopen: KEYS run, lock, open; ARGV now. An open run that is missing in the set of them is put back into it.
 // → known | beside, id of the run that has the lock
 var reopenScript = redis.NewScript(prelude + `

@@ -55,7 +55,7 @@ func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, instance
 // an end. Where another run was begun meanwhile, it ends at once: two never work.
 func reopen(ctx context.Context, store *run.Store, instance string, r run.Record) error {
 	if r.Instance != instance {
-		return nil // another instance stages beside this one
+		return nil // of another instance, whose workers see to it; or the field is damaged
 	}
 	beside, err := store.Reopen(ctx, r)
 	if err == nil && beside != "" {

@@ -103,4 +103,7 @@ func TestSweepMakesALostRunKnownAgain(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, FirstStage, r.Stage)
 	}
+	require.NoError(t, rdb.HSet(ctx, "catalog-backup:run:"+other.ID, "instance", "").Err())
+	require.NoError(t, Sweep(ctx, store, d, "catalog"))
+	require.Zero(t, rdb.Exists(ctx, "catalog-backup::open").Val(), "no instance without a name")
 }
