@@ -97,6 +97,12 @@ func TestQueuesOfAnotherTypeAreMadeAnew(t *testing.T) {
 		n, err := rdb.Exists(ctx, key).Result()
 		require.NoError(t, err)
 		require.Equal(t, key == "asynq:queues", n == 1, key)
+		require.NoError(t, rdb.Del(ctx, key).Err())
+		require.NoError(t, rdb.HSet(ctx, key, "x", "y").Err())
+		later := time.Now().Add(time.Hour)
+		for i, at := range []*time.Time{nil, &later} { // before anybody publishes it again
+			require.NoError(t, NewEnqueuer(rdb, time.Now).Enqueue(ctx, "install", "", Payload{Run: "r", Instance: "q", Stage: "prepare", Generation: int64(i)}, at), key)
+		}
 	}
 	require.NoError(t, rdb.FlushAll(ctx).Err())
 	require.NoError(t, NewEnqueuer(rdb, time.Now).Enqueue(ctx, "install", "", Payload{Run: "r", Instance: "q", Stage: "prepare", Generation: 1}, nil))
