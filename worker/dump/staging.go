@@ -166,7 +166,7 @@ func (s staging) remove(runID string, h run.Hold) error {
 		errs = append(errs, s.removeEarlier())
 	}
 	if !in.foreign {
-		errs = append(errs, s.rmdir())
+		_ = s.rmdir() // it is no run's own: where it cannot go now, removeDebris tries again
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove the staging of run %s: %w", runID, err)
