@@ -146,7 +146,7 @@ func (r *Reconciler) remains(rec run.Record) string {
 		return fmt.Sprintf("What it left on node %s is in no later run's way; a worker there removes it: see that one runs", rec.Node)
 	}
 	d := r.e.p.Dir
-	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free", d.RunDir(rec.ID), d.Dump)
+	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free; pgBackRest, if it still runs for it, and its replication slot are ended by the next run at the latest", d.RunDir(rec.ID), d.Dump)
 }
 
 // lookBeforeClosing finds the run's set, or else why its cleanup did not end. It does
