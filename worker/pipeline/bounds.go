@@ -146,7 +146,7 @@ func (r *Reconciler) remains(rec run.Record) string {
 		return fmt.Sprintf("What it left on node %s is in no later run's way; a worker there removes it: see that one runs", rec.Node)
 	}
 	d := r.e.p.Dir
-	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free; pgBackRest, if it still runs for it, and its replication slot are ended by the next run at the latest", d.RunDir(rec.ID), d.Dump)
+	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free", d.RunDir(rec.ID), d.Dump)
 }
 
 // lookBeforeClosing finds the run's set, or else why its cleanup did not end. It does
@@ -179,7 +179,7 @@ func (r *Reconciler) stuck(rec run.Record) string {
 	lock, err := r.e.p.Dir.LockToClean(rec.ID)
 	switch {
 	case errors.Is(err, dump.ErrHeld):
-		return fmt.Sprintf("a worker of node %s that is frozen or hangs holds the lock of %s (`fuser -v %s` names it): end it, with kill -9 if need be", rec.Node, dir, dir)
+		return fmt.Sprintf("a worker of node %s that is frozen or hangs holds the lock of %s (`fuser -v %s` names it): end it, with kill -9 if need be; until then, or until the next run ends it, a replication slot of it keeps PostgreSQL's WAL", rec.Node, dir, dir)
 	case err != nil:
 		return err.Error()
 	}
