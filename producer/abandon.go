@@ -24,7 +24,8 @@ func (a *app) abandon(name string) *cobra.Command {
 		Long: `Close a run that does not end, whatever its worker does: it fails at once, and the
 instance's lock is free. Try "cancel" first, which stops a run in good order. Nothing is
 removed here; what the run leaves is named, and a worker of its node removes it as soon
-as nobody holds it. An attempt that still lives may touch nothing more, and a set that
+as nobody holds it. Tools of it that still run, and its replication slot, are ended by the
+next run at the latest. An attempt that still lives may touch nothing more, and a set that
 was committed stands. Asks on a terminal; elsewhere it wants --yes. Exits 1 when the run
 has ended already.`,
 		Example: "  " + name + " abandon 20261123t184702z-abcdefgh\n  " + name + " abandon 20261123t184702z-abcdefgh --yes --json",
@@ -187,8 +188,9 @@ func (a *app) sayAbandoned(c *connection, x abandoned) error {
 		fmt.Fprintf(a.out, "  %s\n", exit.Printable(p))
 	}
 	fmt.Fprintf(a.out, `A worker of %s removes that as soon as nobody holds it. An attempt that still lives may
-touch nothing more, and no later run uses these paths. A set that the run had committed
-stands: see %s.
+touch nothing more, and no later run uses these paths. pgBackRest, if it still runs for it
+there, and its replication slot are ended by the next run at the latest; what cannot be
+ended is a warning of that run. A set that the run had committed stands: see %s.
 `, node, "`list`")
 	return nil
 }

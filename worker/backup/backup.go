@@ -55,10 +55,17 @@ type handed struct {
 	Findings stage.Findings `json:"findings"`
 }
 
-func (o Options) postgresOptions(pidDir string) postgres.Options {
+func (o Options) postgresOptions(a *pipeline.Attempt) postgres.Options {
 	p := o.Config.Postgres
 	return postgres.Options{DSN: dsn(p.DSN, p.Password), PgBackRest: p.PgBackRest, Processes: p.Processes, CompressType: p.CompressType,
-		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(pidDir)}
+		CompressLevel: p.CompressLevel, AllowCorruptPages: p.AllowCorruptPages, Runner: NewRunner(a.Dir),
+		Run: a.Run.ID, RunOver: o.runOver}
+}
+
+// runOver tells whether a run is over, by its record.
+func (o Options) runOver(ctx context.Context, id string) (bool, error) {
+	r, err := o.Store.Get(ctx, id)
+	return err == nil && r.State.Over(), err
 }
 
 // dsn puts a password that is configured apart into the connection string.

@@ -40,7 +40,7 @@ func (s database) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 }
 
 func (s database) backup(ctx context.Context, a *pipeline.Attempt, w postgres.Work) (*databaseResult, error) {
-	o := s.postgresOptions(a.Dir)
+	o := s.postgresOptions(a)
 	facts, _, err := postgres.Preflight(ctx, o, w)
 	if err != nil {
 		return nil, err

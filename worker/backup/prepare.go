@@ -91,7 +91,7 @@ func (s prepare) survey(ctx context.Context, a *pipeline.Attempt, out *prepared)
 		return err
 	}
 	out.FilesBytes = files
-	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a.Dir), postgres.Work{Repo: s.Dir.PostgresParent(), Dir: a.Dir})
+	facts, f, err := postgres.Preflight(ctx, s.postgresOptions(a), postgres.Work{Repo: s.Dir.PostgresParent(), Dir: a.Dir})
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,9 @@ import (
 // RunDir is the staging of a run below the temp directory.
 func (d *Directory) RunDir(runID string) string { return filepath.Join(d.Temp, runID) }
 
-// EndLeftovers ends the processes that dead attempts of the run left. The caller
-// holds the lock.
+// EndLeftovers ends the processes that attempts of the run left on this host. The
+// caller holds the lock, or knows that the run is over: then none of them has anything
+// to do any more, also one whose worker is frozen and holds the lock.
 func (d *Directory) EndLeftovers(ctx context.Context, runID string) error {
 	if d.EndLeftover == nil {
 		return nil
@@ -30,7 +31,7 @@ func (d *Directory) EndLeftovers(ctx context.Context, runID string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("end the processes that a dead attempt of run %s left: %w", runID, err)
+		return fmt.Errorf("end the processes that an attempt of run %s left: %w", runID, err)
 	}
 	return nil
 }
@@ -117,6 +118,9 @@ func (d *Directory) removeRunDir(runID string, proved bool) error {
 
 // removeIntent removes the run's intent once all else is gone for good.
 func (d *Directory) removeIntent(runID string) error {
+	if _, err := os.Lstat(d.intentPath(runID)); errors.Is(err, fs.ErrNotExist) {
+		return nil // a read-only file system refuses also to remove what is not there
+	}
 	if err := set.SyncDir(d.Dump); err != nil {
 		return err
 	}

@@ -157,16 +157,22 @@ func (s staging) remove(runID string, h run.Hold) error {
 		return fmt.Errorf("remove the staging of run %s: %w", runID, err)
 	}
 	var errs []error
+	had := false
 	for _, c := range in.children {
 		if c.run == runID && mayRemove(h, c.hold) {
+			had = true
 			errs = append(errs, removeMarked(filepath.Join(s.path(), c.name), runID))
 		}
 	}
 	if o := in.earlier; o != nil && o.Run == runID && mayRemove(h, run.Hold{Fence: o.Fence}) {
+		had = true
 		errs = append(errs, s.removeEarlier())
 	}
 	if !in.foreign {
-		errs = append(errs, s.rmdir())
+		// Where nothing of this run was in it, it does not fail on it: removeDebris tries again.
+		if err := s.rmdir(); had {
+			errs = append(errs, err)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove the staging of run %s: %w", runID, err)

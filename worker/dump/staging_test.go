@@ -12,6 +12,7 @@ import (
 	"catalog-backup/worker/stage"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func write(t *testing.T, path string) {
@@ -165,4 +166,51 @@ func TestStagingOfAnEarlierVersion(t *testing.T) {
 	require.NoError(t, err, "a new attempt replaces it")
 	require.NoDirExists(t, p+"/repo")
 	require.DirExists(t, path)
+}
+
+// The dump directory refuses every change, and nothing of the run is in it: what earlier
+// runs left there does not keep the run from its end.
+func TestCleanWhereNothingCanBeChanged(t *testing.T) {
+	const immutableFlag = 0x10 // FS_IMMUTABLE_FL, linux/fs.h
+	flags := func(t *testing.T, dir string, immutable bool) {
+		f, err := os.Open(dir)
+		require.NoError(t, err)
+		defer f.Close()
+		value, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		require.NoError(t, err)
+		value &^= immutableFlag
+		if immutable {
+			value |= immutableFlag
+		}
+		require.NoError(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, value))
+	}
+	for name, refuse := range map[string]func(t *testing.T, dir string){
+		"read-only": func(t *testing.T, dir string) {
+			require.NoError(t, unix.Mount("none", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		},
+		"immutable": func(t *testing.T, dir string) {
+			flags(t, dir, true)
+			t.Cleanup(func() { flags(t, dir, false) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDirectory(t)
+			if name == "read-only" {
+				require.NoError(t, unix.Mount("none", d.Dump, "tmpfs", 0, "size=1m"))
+				t.Cleanup(func() { _ = unix.Unmount(d.Dump, 0) })
+			}
+			before, err := d.PostgresStaging(runID("b"), run.Hold{Fence: 1})
+			require.NoError(t, err)
+			require.NoError(t, os.RemoveAll(before))
+			lock, err := d.Lock(runID("a"), true)
+			require.NoError(t, err)
+			refuse(t, d.Dump)
+			stands, err := d.Clean(context.Background(), runID("a"), false)
+			require.NoError(t, err)
+			require.False(t, stands)
+			require.NoDirExists(t, d.RunDir(runID("a")))
+			require.DirExists(t, d.PostgresParent())
+			lock.Release()
+		})
+	}
 }

@@ -16,8 +16,9 @@ import (
 // note is what a PID file holds: enough to tell, on the same host and boot, a
 // left-over from a stranger that got its number.
 type note struct {
-	Boot        string        `json:"boot"`   // /proc/sys/kernel/random/boot_id
-	Keeper      int           `json:"keeper"` // the keeper's number = id of its session
+	Boot        string        `json:"boot"`                    // /proc/sys/kernel/random/boot_id
+	Namespace   string        `json:"pid_namespace,omitempty"` // /proc/self/ns/pid: containers share a boot; "": unknown, by an earlier version
+	Keeper      int           `json:"keeper"`                  // the keeper's number = id of its session
 	KeeperStart uint64        `json:"keeper_start"`
 	Tool        int           `json:"tool"` // 0: not started yet
 	ToolStart   uint64        `json:"tool_start"`
@@ -35,7 +36,7 @@ func (n note) write(path string, keeper, tool int) error {
 	if err != nil {
 		return err
 	}
-	n.Boot, n.Keeper, n.Tool = boot, keeper, tool
+	n.Boot, n.Namespace, n.Keeper, n.Tool = boot, pidNamespace(), keeper, tool
 	p, err := readProc(keeper)
 	if err != nil {
 		return fmt.Errorf("reading the keeper's start time: %w", err)
@@ -71,6 +72,22 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(id)), nil
 }
 
+// pidNamespace is where our process numbers mean what they say; "" if that is unknown.
+func pidNamespace() string {
+	name, _ := os.Readlink("/proc/self/ns/pid")
+	return name
+}
+
+// here tells whether the note's numbers are those of this host, boot and container.
+func (n note) here() (bool, error) {
+	boot, err := bootID()
+	if err != nil {
+		return false, err
+	}
+	ours := pidNamespace()
+	return boot == n.Boot && (ours == "" || n.Namespace == "" || ours == n.Namespace), nil
+}
+
 // readNote reads a PID file. There is no note if there is no file.
 func readNote(path string) (l *leftover, there bool, err error) {
 	body, err := os.ReadFile(path)
@@ -104,12 +121,8 @@ type leftover struct {
 // keeper or tool with the noted start time, a process proved before, or any
 // process of the session that holds the noted pipe.
 func (n *leftover) group() ([]proc, error) {
-	boot, err := bootID()
-	if err != nil {
+	if here, err := n.here(); err != nil || !here {
 		return nil, err
-	}
-	if boot != n.Boot {
-		return nil, nil // another boot, or another host
 	}
 	in, err := members(n.Keeper)
 	if err != nil {
@@ -159,8 +172,8 @@ func holdsPipe(pid int, inodes []uint64) bool {
 
 // Leftover lists the living processes of the group that pidfile notes, its keeper
 // included. It finds none if there is no such file, if the group is gone, or if
-// the file was written on another host or before a reboot. Whether their worker
-// still lives it does not know: ask only when it is proved dead.
+// the file was written on another host, in another container or before a reboot.
+// Whether their worker still lives it does not know.
 func Leftover(pidfile string) ([]int, error) {
 	n, there, err := readNote(pidfile)
 	if err != nil || !there {
@@ -172,10 +185,14 @@ func Leftover(pidfile string) ([]int, error) {
 
 // EndLeftover ends the group that pidfile notes, as gently as its command asked
 // for, waits until it is gone and removes the file. When ctx ends it no longer
-// waits gently. It touches only processes that are proved to be of that group.
+// waits gently. It touches only processes that are proved to be of that group, and
+// leaves a file of another host, container or boot as it is: its own may need it.
 func EndLeftover(ctx context.Context, pidfile string) error {
 	n, there, err := readNote(pidfile)
 	if err != nil || !there {
+		return err
+	}
+	if here, err := n.here(); err != nil || !here {
 		return err
 	}
 	// The keeper last: as long as it lives it does the same, and adopts orphans.
@@ -193,10 +210,10 @@ func EndLeftover(ctx context.Context, pidfile string) error {
 		left, err = n.endKeeper()
 	}
 	if err != nil {
-		return fmt.Errorf("ending the processes of a dead worker: %w", err)
+		return fmt.Errorf("ending the processes that a worker left: %w", err)
 	}
 	if len(left) > 0 {
-		return fmt.Errorf("ending the processes of a dead worker: %v outlive SIGKILL (hung file system?); end them and try again", pids(left))
+		return fmt.Errorf("ending the processes that a worker left: %v outlive SIGKILL (hung file system?); end them and try again", pids(left))
 	}
 	if err := os.Remove(pidfile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing the PID file: %w", err)

@@ -84,6 +84,8 @@ func TestLeftoverSparesStrangers(t *testing.T) {
 	for name, n := range map[string]note{
 		"recycled":     {Boot: boot, Keeper: id, KeeperStart: leader.start - 1, Tool: id, ToolStart: leader.start - 1, Pipes: []uint64{1, 2}},
 		"another boot": {Boot: "x" + boot, Keeper: id, KeeperStart: leader.start},
+		// Of a container beside ours: the same boot, and by chance the same number and start.
+		"another container": {Boot: boot, Namespace: "pid:[1]", Keeper: id, KeeperStart: leader.start},
 	} {
 		body, err := json.Marshal(n)
 		require.NoError(t, err)
@@ -93,6 +95,9 @@ func TestLeftoverSparesStrangers(t *testing.T) {
 		require.Empty(t, left, name)
 		require.NoError(t, EndLeftover(t.Context(), pidfile))
 		require.True(t, awake(id), name)
+		if strings.HasPrefix(name, "another") {
+			require.FileExists(t, pidfile, "whose processes live elsewhere may still need it")
+		}
 	}
 }
 

@@ -179,7 +179,7 @@ func (r *Reconciler) stuck(rec run.Record) string {
 	lock, err := r.e.p.Dir.LockToClean(rec.ID)
 	switch {
 	case errors.Is(err, dump.ErrHeld):
-		return fmt.Sprintf("a worker of node %s that is frozen or hangs holds the lock of %s (`fuser -v %s` names it): end it, with kill -9 if need be", rec.Node, dir, dir)
+		return fmt.Sprintf("a worker of node %s that is frozen or hangs holds the lock of %s (`fuser -v %s` names it): end it, with kill -9 if need be; until then, or until the next run ends it, its replication slot, if it has one, keeps PostgreSQL's WAL", rec.Node, dir, dir)
 	case err != nil:
 		return err.Error()
 	}

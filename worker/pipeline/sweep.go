@@ -10,7 +10,8 @@ import (
 )
 
 // Sweep removes what runs left that are not open any more: after Redis was lost,
-// after a node came back. A commit that was cut short is finished if its run has
+// after a node came back. Where a worker that is frozen holds the lock of one that is over,
+// it ends the tools of it that run here. A commit that was cut short is finished if its run has
 // no record that says it failed.
 func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance string) error {
 	left, err := d.Leftovers() // with an error: what could be read goes on
@@ -41,7 +42,12 @@ func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, instance
 	}
 	lock, err := d.LockToClean(id)
 	if errors.Is(err, dump.ErrHeld) {
-		return nil
+		// Closed over a frozen worker, or abandoned. Its files stay until the lock is free,
+		// but its tools would keep the later runs from PostgreSQL for as long.
+		if !known {
+			return nil
+		}
+		return d.EndLeftovers(ctx, id)
 	}
 	if err != nil {
 		return err

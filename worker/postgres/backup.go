@@ -37,7 +37,7 @@ func Backup(ctx context.Context, o Options, w Work, f *Facts, p stage.Progress) 
 		return nil, found, err
 	}
 	defer os.Remove(filepath.Join(w.Repo, passfileName))
-	held, err := holdWAL(ctx, cfg, f)
+	held, err := holdWAL(ctx, cfg, o.Run, f)
 	if err != nil {
 		return nil, found, err
 	}
@@ -103,7 +103,14 @@ func backupTool(o Options, w Work, f *Facts, passfile bool) *tool {
 func (b *backup) pgbackrest(ctx context.Context, command string, args ...string) ([]byte, error) {
 	full := append([]string{"--config=" + filepath.Join(b.w.Repo, toolConfigName), "--stanza=" + Stanza}, args...)
 	out, err := b.t.run(ctx, nil, command, full...)
-	return out, explain(err, b.f, b.w.Repo)
+	err = explain(err, b.f, b.w.Repo)
+	var t *toolError
+	if errors.As(err, &t) && t.code == exitLock {
+		if who := b.o.lockHolder(ctx); who != "" {
+			err = fmt.Errorf("%w; %s", err, who)
+		}
+	}
+	return out, err
 }
 
 func (b *backup) run(ctx context.Context) (*set.Postgres, error) {

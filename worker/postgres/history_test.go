@@ -88,7 +88,7 @@ func older(t testing.TB, p *lab.PG, run func()) (Work, *set.Postgres) {
 	require.NoError(t, prepareRepo(o, f, w, ""))
 	cfg, err := o.parseDSN()
 	require.NoError(t, err)
-	held, err := holdWAL(t.Context(), cfg, f)
+	held, err := holdWAL(t.Context(), cfg, "", f)
 	require.NoError(t, err)
 	defer held.release()
 	b := &backup{o: o, w: w, f: f, p: noProgress, found: &found, t: backupTool(o, w, f, false), wal: held}

@@ -149,7 +149,7 @@ func glibcMatters(t *testing.T, p *lab.PG) {
 		require.NoError(t, err)
 		defer closeConn(conn.PgConn())
 		f := &Facts{}
-		require.NoError(t, f.readServer(t.Context(), conn, cfg))
+		require.NoError(t, f.readServer(t.Context(), conn, cfg, Options{}, &stage.Findings{}))
 		part := &set.Postgres{}
 		(&backup{o: o, f: f, found: &stage.Findings{}}).look(t.Context(), part)
 		return part

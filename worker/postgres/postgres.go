@@ -68,6 +68,12 @@ type Options struct {
 	// WatchInterval is how often the slot and its connection are looked at; 0 = 2 s.
 	WatchInterval time.Duration
 
+	// Run is the run whose backup this is: it is in the name of its replication slot.
+	Run string
+	// RunOver tells whether another run is over: then a slot of it that is still there is
+	// ended. An error says that it is not known. nil: slots of others are left alone.
+	RunOver func(ctx context.Context, run string) (bool, error)
+
 	Runner Runner
 }
 

@@ -21,7 +21,8 @@ import (
 const spareSpace = 64 << 20
 
 // Preflight finds out everything that Backup needs and refuses, with the
-// remedy, what cannot work. It changes nothing.
+// remedy, what cannot work. It changes nothing, but for the slots of runs that are over
+// (Options.RunOver), which it ends.
 func Preflight(ctx context.Context, o Options, w Work) (*Facts, stage.Findings, error) {
 	var found stage.Findings
 	if err := o.check(); err != nil {
@@ -37,7 +38,7 @@ func Preflight(ctx context.Context, o Options, w Work) (*Facts, stage.Findings, 
 		return nil, found, err
 	}
 	defer closeConn(conn.PgConn())
-	if err := f.readServer(ctx, conn, cfg); err != nil {
+	if err := f.readServer(ctx, conn, cfg, o, &found); err != nil {
 		return nil, found, err
 	}
 	if err := f.checkDataDirectory(); err != nil {

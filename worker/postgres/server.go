@@ -22,11 +22,14 @@ const minServer = 100000
 
 // readServer asks the server for everything that SQL tells, and refuses what
 // cannot work.
-func (f *Facts) readServer(ctx context.Context, c *pgx.Conn, cfg *pgx.ConnConfig) error {
+func (f *Facts) readServer(ctx context.Context, c *pgx.Conn, cfg *pgx.ConnConfig, o Options, found *stage.Findings) error {
 	if err := f.readIdentity(ctx, c); err != nil {
 		return err
 	}
 	if err := f.checkRights(ctx, c, cfg.User); err != nil {
+		return err
+	}
+	if err := endLeftSlots(ctx, c, o, found); err != nil { // they may be what there is no room for
 		return err
 	}
 	if err := f.checkRoom(ctx, c); err != nil {

@@ -36,12 +36,12 @@ func closeConn(c *pgconn.PgConn) {
 }
 
 // holdWAL makes the slot.
-func holdWAL(ctx context.Context, cfg *pgx.ConnConfig, f *Facts) (_ *slot, err error) {
-	var random [8]byte
+func holdWAL(ctx context.Context, cfg *pgx.ConnConfig, run string, f *Facts) (_ *slot, err error) {
+	var random [4]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, fmt.Errorf("name the replication slot: %w", err)
 	}
-	s := &slot{name: "catalog_backup_" + hex.EncodeToString(random[:]), dir: f.DataDirectory, segSize: f.WALSegmentSize}
+	s := &slot{name: slotName(run, hex.EncodeToString(random[:])), dir: f.DataDirectory, segSize: f.WALSegmentSize}
 	if s.watcher, err = connect(ctx, cfg); err != nil {
 		return nil, err
 	}
