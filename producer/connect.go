@@ -121,16 +121,22 @@ func (c *connection) remedy(err error) string {
 		case "NOAUTH", "WRONGPASS", "NOPERM", "ERR":
 			return "check redis.username and redis.password"
 		}
+		if place := redisowner.Place(c.ownerLock()); c.config.Redis.Embedded && place != "" {
+			return place // it cannot write, or ends again and again
+		}
 		return "try again when it is ready"
 	}
 	if path := c.socket(); path != "" && errors.Is(err, fs.ErrPermission) {
 		return fmt.Sprintf("use an account of the group %s, which may use the socket", c.group(path))
 	}
 	if c.config.Redis.Embedded {
-		return redisowner.Remedy(filepath.Join(c.config.RedisDir(), "lock"), false)
+		return redisowner.Remedy(c.ownerLock(), false)
 	}
 	return "check redis in " + c.config.Path + " and that the server runs"
 }
+
+// ownerLock is the lock file of the worker that owns the embedded Redis.
+func (c *connection) ownerLock() string { return filepath.Join(c.config.RedisDir(), "lock") }
 
 // socket is the unix socket of Redis, "" where it is reached by TCP.
 func (c *connection) socket() string {

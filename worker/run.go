@@ -81,23 +81,14 @@ func daemon(ctx context.Context, c *config.Config) error {
 	}
 	defer v.Shutdown()
 	if c.Redis.Embedded {
-		server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup, Version: exit.Version,
-			Logf: func(f string, a ...any) { log.Infof(f, a...) }, Errorf: func(f string, a ...any) { log.Errorf(f, a...) }})
-		switch err := server.Start(ctx); {
-		case err != nil && ctx.Err() != nil:
+		end, err := startRedis(ctx, c, log)
+		if err != nil && ctx.Err() != nil {
 			return nil // stopped before it began
-		case errors.Is(err, redisserver.ErrSilent):
-			return exit.With(exit.Unreachable, err)
-		case err != nil:
-			return fmt.Errorf("start the embedded Redis: %w", err)
 		}
-		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-			defer cancel()
-			if err := server.Shutdown(ctx); err != nil {
-				log.WithError(err).Warn("stopping the embedded Redis")
-			}
-		}()
+		if err != nil {
+			return err
+		}
+		defer end()
 	}
 	if err := checkRedis(ctx, c, rdb, log); err != nil {
 		return err
@@ -124,6 +115,26 @@ func daemon(ctx context.Context, c *config.Config) error {
 	log.Info("stopping: a stage under way is handed on")
 	w.Shutdown()
 	return err
+}
+
+// startRedis starts this worker's part in the embedded Redis; end ends it.
+func startRedis(ctx context.Context, c *config.Config, log *logrus.Logger) (end func(), err error) {
+	server := redisserver.New(redisserver.Options{Dir: c.RedisDir(), Socket: c.RedisSocket(), Group: c.StateGroup, Version: exit.Version,
+		Logf: func(f string, a ...any) { log.Infof(f, a...) }, Errorf: func(f string, a ...any) { log.Errorf(f, a...) }})
+	err = server.Start(ctx)
+	if errors.Is(err, redisserver.ErrSilent) {
+		return nil, exit.With(exit.Unreachable, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start the embedded Redis: %w", err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			log.WithError(err).Warn("stopping the embedded Redis")
+		}
+	}, nil
 }
 
 func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {

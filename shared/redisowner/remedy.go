@@ -32,7 +32,7 @@ func Remedy(lock string, held bool) string {
 	case full != "":
 		return full
 	case is == lives:
-		return fmt.Sprintf("%s keeps it, and starts it again within a minute where that helps: see its log and %s. If it says nothing it is frozen: end it (`kill -9 %d`); %s",
+		return fmt.Sprintf("%s keeps it: try again in a minute, it starts a Redis that ended or hangs by itself; its log and %s say what keeps it. If its log says nothing it is frozen: end it (`kill -9 %d`); %s",
 			who, filepath.Join(filepath.Dir(lock), "redis.log"), n.PID, then)
 	case is == elsewhere && held:
 		return fmt.Sprintf("%s keeps it, which cannot be looked at from here (another host or container): if it is frozen, end it there (`kill -9 %d`); %s", who, n.PID, then)

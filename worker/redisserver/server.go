@@ -170,11 +170,14 @@ func (s *Server) serve(ctx context.Context, lock *os.File) {
 			if ctx.Err() != nil {
 				return
 			}
-			if time.Since(began) > steady {
-				wait = backoffMin
+			if err == nil {
+				err = errors.New("somebody told it to end")
 			}
-			q = silence{}
+			if time.Since(began) > steady {
+				wait, q = backoffMin, silence{}
+			}
 			s.Logf("the embedded Redis ended and is started again in %v: %v%s", wait, err, s.logTail())
+			_ = s.ask(&q, err) // again and again is as good as silent
 		}
 		pause := lockEvery
 		if lock != nil {

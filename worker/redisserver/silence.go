@@ -33,7 +33,7 @@ type silence struct {
 func (q *silence) due() bool { return time.Since(q.asked) >= askEvery }
 
 // ask asks the server, and tells people where there has been none for long. failed is
-// why this worker could not start it, nil where another one has the lock.
+// why this worker cannot run it, nil where another one has the lock.
 func (s *Server) ask(q *silence, failed error) error {
 	err := answers(s.Socket)
 	// Where this worker was frozen, or the machine slept, nobody has asked.
@@ -61,7 +61,7 @@ func (s *Server) silent(q *silence, answer, failed error) error {
 	if failed == nil {
 		return fmt.Errorf("%w for %v on %s (%w); %s", ErrSilent, span, s.Socket, answer, redisowner.Remedy(s.path("lock"), true))
 	}
-	err := fmt.Errorf("this worker has not been able to start it for %v: %w", span, failed)
+	err := fmt.Errorf("this worker has not been able to keep it running for %v: %w", span, failed)
 	if place := redisowner.Place(s.path("lock")); place != "" {
 		err = fmt.Errorf("%w; %s", err, place)
 	}

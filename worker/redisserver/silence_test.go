@@ -127,6 +127,37 @@ func TestStateDirectoryMovedAway(t *testing.T) {
 	require.Equal(t, "v", client(t, state).Get(t.Context(), "k").Val())
 }
 
+// Its disk is full: Redis ends, again and again, and its owner says why; with room it
+// goes on by itself.
+func TestStateDirectoryFull(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Log("an ordinary user cannot mount a small disk; the root run of this test does")
+		return
+	}
+	dir := shortDir(t)
+	state := filepath.Join(dir, "state")
+	require.NoError(t, os.Mkdir(state, 0o700))
+	require.NoError(t, unix.Mount("tmpfs", state, "tmpfs", 0, "size=4m,mode=700"))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(state, unix.MNT_DETACH)) })
+	s, said := watchful(t, options(state))
+	require.NoError(t, s.Start(t.Context()))
+	t.Cleanup(func() { require.NoError(t, s.Shutdown(context.Background())) })
+	c := client(t, state)
+	require.NoError(t, c.Set(t.Context(), "k", "v", 0).Err())
+	ballast := filepath.Join(state, "ballast")
+	require.ErrorIs(t, os.WriteFile(ballast, make([]byte, 8<<20), 0o600), unix.ENOSPC)
+	large := strings.Repeat("x", 1<<16)
+	waitFor(t, "the owner to say so", func() bool {
+		_ = c.Set(t.Context(), "large", large, 0).Err()
+		return len(said()) > 0
+	})
+	require.Contains(t, said()[0], "the disk of state_dir "+state+" is full: make room")
+	require.NoError(t, os.Remove(ballast))
+	waitFor(t, "Redis", func() bool { return c.Get(t.Context(), "k").Val() == "v" })
+	require.Len(t, said(), 1)
+}
+
 // A disk without room for the signature keeps nobody from owning.
 func TestOwnerThatCannotSign(t *testing.T) {
 	if os.Geteuid() != 0 {
