@@ -23,6 +23,9 @@ const (
 	// patientLook is how long a reconciler looks before it ends a run that nobody began or
 	// closes one: workers that have just come back, or Redis, get their chance.
 	patientLook = 10 * time.Second
+	// nodeLook is how long a leader must have seen no sign of a node, nor of its run, before
+	// the node counts as lost: three times as long as a worker's sign lasts.
+	nodeLook = 36 * time.Second
 	// closeLook is how long the look at the disk before a run is closed may take.
 	closeLook = 10 * time.Second
 )
@@ -34,24 +37,56 @@ func (l Limits) grace() time.Duration { return min(boundGrace, l.CloseAfter) }
 type sight struct {
 	first, moved time.Time // seen first; seen last with another sign of life
 	updated      time.Time
+	begun        time.Time // seen first to have begun
+	cancel       time.Time // seen first with the wish to cancel it
 	ending       time.Time // seen first to be ending
+	generation   int64
+	due          time.Time // since when its task of this generation is to be claimed
+	node         time.Time // the last sign of its node
+	nodeMoved    time.Time // seen first with that sign
 }
 
-// see notes the sign of life in rec.
-func (r *Reconciler) see(rec run.Record) *sight {
+// see notes what rec shows. at is Redis's time.
+func (r *Reconciler) see(rec run.Record, at time.Time) *sight {
 	now := r.e.p.Now()
 	s := r.seen[rec.ID]
 	if s == nil {
-		s = &sight{first: now, moved: now, updated: rec.Updated}
+		s = &sight{first: now, moved: now, updated: rec.Updated, due: now, nodeMoved: now}
 		r.seen[rec.ID] = s
 	}
-	if rec.Ending != "" && s.ending.IsZero() {
-		s.ending = now
+	for _, x := range []struct {
+		is    bool
+		since *time.Time
+	}{{rec.Started != nil, &s.begun}, {rec.Cancel, &s.cancel}, {rec.Ending != "", &s.ending}} {
+		if x.is && x.since.IsZero() {
+			*x.since = now
+		}
 	}
 	if !s.updated.Equal(rec.Updated) {
 		s.moved, s.updated = now, rec.Updated
 	}
+	if s.generation != rec.Generation || rec.Claimed == rec.Generation || waits(rec, at) > 0 {
+		s.generation, s.due = rec.Generation, now
+	}
 	return s
+}
+
+// quiet is how long the run has given no sign.
+func (r *Reconciler) quiet(rec run.Record, now time.Time, s *sight) time.Duration {
+	return max(age(rec.Updated, now), r.e.p.Now().Sub(s.moved))
+}
+
+// idle is how long nobody has claimed the run's task, which was to be claimed.
+func (r *Reconciler) idle(s *sight) time.Duration { return r.e.p.Now().Sub(s.due) }
+
+// late is how long the run's time has been over, by Redis's clock or by what was seen of
+// it: the times of the record may be those of a clock that was ahead.
+func (r *Reconciler) late(rec run.Record, now time.Time, s *sight) time.Duration {
+	l, since := r.e.p.Limits, s.first
+	if rec.Started != nil {
+		since = s.begun
+	}
+	return max(now.Sub(l.deadline(rec, now)), r.e.p.Now().Sub(since)-l.Timeout)
 }
 
 func (r *Reconciler) settled(s *sight) bool {
@@ -62,7 +97,7 @@ func (r *Reconciler) settled(s *sight) bool {
 func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State, string) {
 	l := r.e.p.Limits
 	tooLong := fmt.Sprintf("the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", l.Timeout)
-	late := now.Sub(l.deadline(rec, now))
+	late := r.late(rec, now, s)
 	if rec.Committed { // it is about to have its set, whatever was asked for
 		if late > l.CloseAfter {
 			return run.Failed, tooLong
@@ -79,7 +114,7 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 			since = *rec.CancelSince
 		}
 		// Between two attempts, or waiting to retry, nobody else would; an attempt gets its chance.
-		if rec.Claimed != rec.Generation || now.Sub(since) > l.grace() {
+		if rec.Claimed != rec.Generation || max(age(since, now), r.e.p.Now().Sub(s.cancel)) > l.grace() {
 			return run.Cancelled, "cancelled"
 		}
 	}
