@@ -153,19 +153,17 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 	if late < 0 || !r.settled(s) || !own && !(leader && late >= l.grace()) {
 		return nil
 	}
-	why := fmt.Sprintf("no worker of node %s closed it", rec.Node)
+	found := lastLook{why: fmt.Sprintf("no worker of node %s closed it", rec.Node)}
 	if own {
-		m, reason := r.lookBeforeClosing(rec)
-		if m != nil {
-			return r.closeStanding(ctx, rec, m)
+		if found = r.lookBeforeClosing(rec); found.set != nil {
+			return r.closeStanding(ctx, rec, found.set)
 		}
-		why = reason
 	}
 	ending := rec.Ending
 	if ending != run.Cancelled {
 		ending = run.Failed
 	}
-	text := r.e.text(fmt.Errorf("closed, since its cleanup had not ended after %s (queue.close_after): %s. %s", l.CloseAfter, why, r.remains(rec)))
+	text := r.e.text(fmt.Errorf("closed, since its cleanup had not ended after %s (queue.close_after): %s. %s", l.CloseAfter, found.why, r.remains(rec, found.earlier)))
 	n, err := r.e.p.Store.Stop(ctx, rec, rec.Generation, ending, text, true)
 	if err != nil || n.Kind != "closed" {
 		return err
@@ -175,37 +173,44 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 	return nil
 }
 
-// remains says what a run that was closed leaves, and what to do about it.
-func (r *Reconciler) remains(rec run.Record) string {
+// remains says what a run that was closed leaves, and what to do about it. earlier is the
+// staging of a worker of an earlier version.
+func (r *Reconciler) remains(rec run.Record, earlier string) string {
 	if rec.Node != r.e.p.Node {
 		return fmt.Sprintf("What it left on node %s is in no later run's way; a worker there removes it: see that one runs", rec.Node)
 	}
 	d := r.e.p.Dir
+	if earlier != "" {
+		return fmt.Sprintf("What it left (%s, the staging of a worker of an earlier version, and %s) refuses every later run until it is removed, as soon as the lock is free: end that worker (`fuser -v %s` names it), with kill -9 if need be",
+			earlier, d.RunDir(rec.ID), d.RunDir(rec.ID))
+	}
 	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free", d.RunDir(rec.ID), d.Dump)
+}
+
+// lastLook is what a reconciler sees of a run that it is about to close.
+type lastLook struct {
+	set     *set.Manifest // it stands
+	why     string        // the cleanup did not end
+	earlier string        // the staging of an earlier version's worker; "": none
 }
 
 // lookBeforeClosing finds the run's set, or else why its cleanup did not end. It does
 // not wait long for the disk.
-func (r *Reconciler) lookBeforeClosing(rec run.Record) (*set.Manifest, string) {
-	type answer struct {
-		m   *set.Manifest
-		why string
-	}
-	got := make(chan answer, 1)
+func (r *Reconciler) lookBeforeClosing(rec run.Record) lastLook {
+	got := make(chan lastLook, 1)
 	err := r.disk.at("close "+rec.ID, min(closeLook, r.e.p.Limits.CloseAfter), func() error {
 		m, err := r.e.p.Dir.Standing(rec.ID, set.ID(rec.Set))
 		if err != nil {
-			got <- answer{nil, err.Error()}
+			got <- lastLook{why: err.Error()}
 		} else {
-			got <- answer{m, r.stuck(rec)}
+			got <- lastLook{m, r.stuck(rec), r.e.p.Dir.EarlierStaging(rec.ID)}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Sprintf("look at %s and %s: %v; see what hangs there (a network file system, a dying disk)", r.e.p.Dir.Temp, r.e.p.Dir.Dump, err)
+		return lastLook{why: fmt.Sprintf("look at %s and %s: %v; see what hangs there (a network file system, a dying disk)", r.e.p.Dir.Temp, r.e.p.Dir.Dump, err)}
 	}
-	a := <-got
-	return a.m, a.why
+	return <-got
 }
 
 // stuck says why a cleanup does not end.

@@ -78,7 +78,7 @@ func (r *Reconciler) replace(ctx context.Context, rec run.Record, queue, id, why
 // hurry hands out a task that lies there though its time has come: whoever put it
 // there, or should take it out, goes by a clock that is wrong.
 func (r *Reconciler) hurry(queue string, rec run.Record, now time.Time, info *asynq.TaskInfo) error {
-	if waits(rec, now) > -claimGrace {
+	if waits(rec, now) > -claimGrace || info.NextProcessAt.IsZero() { // zero: asynq's list has lost it
 		return nil
 	}
 	if off := info.NextProcessAt.Sub(now); off < skew && off > -skew {
