@@ -103,7 +103,8 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 			return run.Failed, tooLong
 		}
 		// On another node it may be a machine that is starting again; then that goes on from there.
-		if rec.Node == r.e.p.Node && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
+		// Where a clock that was ahead told the last sign, later ones are not to be seen.
+		if rec.Node == r.e.p.Node && !rec.Updated.After(now) && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
 			return run.Failed, fmt.Sprintf("the attempt that makes the set final has given no sign for %s: its worker is frozen, or its disk hangs", l.CloseAfter)
 		}
 		return "", ""
