@@ -116,7 +116,8 @@ func (r *Reconciler) Look(ctx context.Context) error {
 		err = p.Store.ReleaseLock(ctx, p.Instance)
 	}
 	if err != nil { // Redis refuses to write, for one: nobody can report, and nobody leads
-		clear(r.seen)
+		clear(r.seen) // nor does it count what is seen now
+		defer clear(r.seen)
 		leader, errs = false, append(errs, err)
 	}
 	for _, id := range open { // none keeps another from being looked after
