@@ -105,7 +105,7 @@ func (s staging) mayUse(runID string) error {
 			"make sure that no other backup runs, then move it away or remove it", s.path())
 	case in.earlier != nil && in.earlier.Run != runID:
 		o := in.earlier
-		return fmt.Errorf("use %s for the Postgres staging: run %s of instance %s on node %s has it; a worker of that node removes it once that run is over (if there is no such node any more, remove it by hand)", s.path(), o.Run, o.Instance, o.Node)
+		return fmt.Errorf("use %s for the Postgres staging: run %s of instance %s on node %s has it; a worker of that node removes it once that run is over and the worker that made it, one of an earlier version, has ended: end it if it is frozen (if there is no such node any more, remove it by hand)", s.path(), o.Run, o.Instance, o.Node)
 	}
 	return nil
 }
@@ -221,6 +221,17 @@ func (d *Directory) PostgresStaging(runID string, h run.Hold) (string, error) {
 
 // PostgresParent is the directory in which PostgresStaging makes its own.
 func (d *Directory) PostgresParent() string { return staging{d, postgresName}.path() }
+
+// EarlierStaging is the directory that a worker of an earlier version made for the run, and
+// that refuses every later run until it is gone; "" if there is none.
+func (d *Directory) EarlierStaging(runID string) string {
+	for _, s := range d.stagings() {
+		if in, err := s.look(); err == nil && in.earlier != nil && in.earlier.Run == runID {
+			return s.path()
+		}
+	}
+	return ""
+}
 
 // RemovePostgresStaging removes what the attempt with this hold, or earlier ones of the
 // run, staged.

@@ -19,6 +19,9 @@ import (
 // attempt does one stage, from the claim to its report.
 func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) error {
 	log := e.p.Log.WithFields(logrus.Fields{"run": r.ID, "stage": r.Stage, "attempt": r.Attempt})
+	if m, err := e.standing(r); err != nil || m != nil {
+		return e.reportStanding(bg, r, m, err)
+	}
 	s := e.stage(r.Stage)
 	if s == nil {
 		return e.stopRun(bg, r, run.Failed, fmt.Sprintf("this worker knows no stage %q: run producer and workers of one version", r.Stage))
@@ -217,13 +220,23 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 		if m == nil {
 			return e.stopRun(ctx, r, run.Failed, fmt.Sprintf("the set %s is not in %s, though it was made: did something else remove it? run the backup again", r.Set, e.p.Dir.Dump))
 		}
-		if _, err := e.p.Dir.Clean(ctx, r.ID, true); err != nil {
-			e.p.Log.WithField("run", r.ID).WithError(err).Warn("the set is good, but staging stays; the sweeper will try again")
-		}
-		if e.p.Publish != nil {
-			e.p.Publish(ctx)
-		}
+		e.tidy(ctx, r)
 	}
+	return e.proceed(ctx, r, next, result)
+}
+
+// tidy leaves nothing of the run but its set, and shows that.
+func (e *Engine) tidy(ctx context.Context, r run.Record) {
+	if _, err := e.p.Dir.Clean(ctx, r.ID, true); err != nil {
+		e.p.Log.WithField("run", r.ID).WithError(err).Warn("the set is good, but staging stays; the sweeper will try again")
+	}
+	if e.p.Publish != nil {
+		e.p.Publish(ctx)
+	}
+}
+
+// proceed ends the stage well: next is to come, or with "" the run has succeeded.
+func (e *Engine) proceed(ctx context.Context, r run.Record, next, result string) error {
 	generation, err := e.p.Store.Advance(ctx, r, r.Stage, r.Hold(), next, result)
 	if errors.Is(err, run.ErrCancel) {
 		return e.stopRun(ctx, r, run.Cancelled, "cancelled")

@@ -23,6 +23,9 @@ const (
 	// patientLook is how long a reconciler looks before it ends a run that nobody began or
 	// closes one: workers that have just come back, or Redis, get their chance.
 	patientLook = 10 * time.Second
+	// nodeLook is how long a leader must have seen no sign of a node, nor of its run, before
+	// the node counts as lost: three times as long as a worker's sign lasts.
+	nodeLook = 36 * time.Second
 	// closeLook is how long the look at the disk before a run is closed may take.
 	closeLook = 10 * time.Second
 )
@@ -34,24 +37,56 @@ func (l Limits) grace() time.Duration { return min(boundGrace, l.CloseAfter) }
 type sight struct {
 	first, moved time.Time // seen first; seen last with another sign of life
 	updated      time.Time
+	begun        time.Time // seen first to have begun
+	cancel       time.Time // seen first with the wish to cancel it
 	ending       time.Time // seen first to be ending
+	generation   int64
+	due          time.Time // since when its task of this generation is to be claimed
+	node         time.Time // the last sign of its node
+	nodeMoved    time.Time // seen first with that sign
 }
 
-// see notes the sign of life in rec.
-func (r *Reconciler) see(rec run.Record) *sight {
+// see notes what rec shows. at is Redis's time.
+func (r *Reconciler) see(rec run.Record, at time.Time) *sight {
 	now := r.e.p.Now()
 	s := r.seen[rec.ID]
 	if s == nil {
-		s = &sight{first: now, moved: now, updated: rec.Updated}
+		s = &sight{first: now, moved: now, updated: rec.Updated, due: now, nodeMoved: now}
 		r.seen[rec.ID] = s
 	}
-	if rec.Ending != "" && s.ending.IsZero() {
-		s.ending = now
+	for _, x := range []struct {
+		is    bool
+		since *time.Time
+	}{{rec.Started != nil, &s.begun}, {rec.Cancel, &s.cancel}, {rec.Ending != "", &s.ending}} {
+		if x.is && x.since.IsZero() {
+			*x.since = now
+		}
 	}
 	if !s.updated.Equal(rec.Updated) {
 		s.moved, s.updated = now, rec.Updated
 	}
+	if s.generation != rec.Generation || rec.Claimed == rec.Generation || waits(rec, at) > 0 {
+		s.generation, s.due = rec.Generation, now
+	}
 	return s
+}
+
+// quiet is how long the run has given no sign.
+func (r *Reconciler) quiet(rec run.Record, now time.Time, s *sight) time.Duration {
+	return max(age(rec.Updated, now), r.e.p.Now().Sub(s.moved))
+}
+
+// idle is how long nobody has claimed the run's task, which was to be claimed.
+func (r *Reconciler) idle(s *sight) time.Duration { return r.e.p.Now().Sub(s.due) }
+
+// late is how long the run's time has been over, by Redis's clock or by what was seen of
+// it: the times of the record may be those of a clock that was ahead.
+func (r *Reconciler) late(rec run.Record, now time.Time, s *sight) time.Duration {
+	l, since := r.e.p.Limits, s.first
+	if rec.Started != nil {
+		since = s.begun
+	}
+	return max(now.Sub(l.deadline(rec, now)), r.e.p.Now().Sub(since)-l.Timeout)
 }
 
 func (r *Reconciler) settled(s *sight) bool {
@@ -62,13 +97,14 @@ func (r *Reconciler) settled(s *sight) bool {
 func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State, string) {
 	l := r.e.p.Limits
 	tooLong := fmt.Sprintf("the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", l.Timeout)
-	late := now.Sub(l.deadline(rec, now))
+	late := r.late(rec, now, s)
 	if rec.Committed { // it is about to have its set, whatever was asked for
 		if late > l.CloseAfter {
 			return run.Failed, tooLong
 		}
 		// On another node it may be a machine that is starting again; then that goes on from there.
-		if rec.Node == r.e.p.Node && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
+		// Where a clock that was ahead told the last sign, later ones are not to be seen.
+		if rec.Node == r.e.p.Node && !rec.Updated.After(now) && r.e.p.Now().Sub(s.moved) > l.CloseAfter {
 			return run.Failed, fmt.Sprintf("the attempt that makes the set final has given no sign for %s: its worker is frozen, or its disk hangs", l.CloseAfter)
 		}
 		return "", ""
@@ -79,7 +115,7 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 			since = *rec.CancelSince
 		}
 		// Between two attempts, or waiting to retry, nobody else would; an attempt gets its chance.
-		if rec.Claimed != rec.Generation || now.Sub(since) > l.grace() {
+		if rec.Claimed != rec.Generation || max(age(since, now), r.e.p.Now().Sub(s.cancel)) > l.grace() {
 			return run.Cancelled, "cancelled"
 		}
 	}
@@ -118,19 +154,17 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 	if late < 0 || !r.settled(s) || !own && !(leader && late >= l.grace()) {
 		return nil
 	}
-	why := fmt.Sprintf("no worker of node %s closed it", rec.Node)
+	found := lastLook{why: fmt.Sprintf("no worker of node %s closed it", rec.Node)}
 	if own {
-		m, reason := r.lookBeforeClosing(rec)
-		if m != nil {
-			return r.closeStanding(ctx, rec, m)
+		if found = r.lookBeforeClosing(rec); found.set != nil {
+			return r.closeStanding(ctx, rec, found.set)
 		}
-		why = reason
 	}
 	ending := rec.Ending
 	if ending != run.Cancelled {
 		ending = run.Failed
 	}
-	text := r.e.text(fmt.Errorf("closed, since its cleanup had not ended after %s (queue.close_after): %s. %s", l.CloseAfter, why, r.remains(rec)))
+	text := r.e.text(fmt.Errorf("closed, since its cleanup had not ended after %s (queue.close_after): %s. %s", l.CloseAfter, found.why, r.remains(rec, found.earlier)))
 	n, err := r.e.p.Store.Stop(ctx, rec, rec.Generation, ending, text, true)
 	if err != nil || n.Kind != "closed" {
 		return err
@@ -140,37 +174,44 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 	return nil
 }
 
-// remains says what a run that was closed leaves, and what to do about it.
-func (r *Reconciler) remains(rec run.Record) string {
+// remains says what a run that was closed leaves, and what to do about it. earlier is the
+// staging of a worker of an earlier version.
+func (r *Reconciler) remains(rec run.Record, earlier string) string {
 	if rec.Node != r.e.p.Node {
 		return fmt.Sprintf("What it left on node %s is in no later run's way; a worker there removes it: see that one runs", rec.Node)
 	}
 	d := r.e.p.Dir
+	if earlier != "" {
+		return fmt.Sprintf("What it left (%s, the staging of a worker of an earlier version, and %s) refuses every later run until it is removed, as soon as the lock is free: end that worker (`fuser -v %s` names it), with kill -9 if need be",
+			earlier, d.RunDir(rec.ID), d.RunDir(rec.ID))
+	}
 	return fmt.Sprintf("What it left (%s, and what has its id in its name in %s) is in no later run's way, and is removed as soon as the lock is free", d.RunDir(rec.ID), d.Dump)
+}
+
+// lastLook is what a reconciler sees of a run that it is about to close.
+type lastLook struct {
+	set     *set.Manifest // it stands
+	why     string        // the cleanup did not end
+	earlier string        // the staging of an earlier version's worker; "": none
 }
 
 // lookBeforeClosing finds the run's set, or else why its cleanup did not end. It does
 // not wait long for the disk.
-func (r *Reconciler) lookBeforeClosing(rec run.Record) (*set.Manifest, string) {
-	type answer struct {
-		m   *set.Manifest
-		why string
-	}
-	got := make(chan answer, 1)
+func (r *Reconciler) lookBeforeClosing(rec run.Record) lastLook {
+	got := make(chan lastLook, 1)
 	err := r.disk.at("close "+rec.ID, min(closeLook, r.e.p.Limits.CloseAfter), func() error {
 		m, err := r.e.p.Dir.Standing(rec.ID, set.ID(rec.Set))
 		if err != nil {
-			got <- answer{nil, err.Error()}
+			got <- lastLook{why: err.Error()}
 		} else {
-			got <- answer{m, r.stuck(rec)}
+			got <- lastLook{m, r.stuck(rec), r.e.p.Dir.EarlierStaging(rec.ID)}
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Sprintf("look at %s and %s: %v; see what hangs there (a network file system, a dying disk)", r.e.p.Dir.Temp, r.e.p.Dir.Dump, err)
+		return lastLook{why: fmt.Sprintf("look at %s and %s: %v; see what hangs there (a network file system, a dying disk)", r.e.p.Dir.Temp, r.e.p.Dir.Dump, err)}
 	}
-	a := <-got
-	return a.m, a.why
+	return <-got
 }
 
 // stuck says why a cleanup does not end.

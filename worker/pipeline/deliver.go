@@ -19,7 +19,7 @@ func (e *Engine) early(ctx context.Context, r run.Record) (bool, error) {
 		return false, nil
 	}
 	now, err := e.p.Store.Time(ctx)
-	return r.NotBefore.Sub(now) > time.Second, err // asynq knows whole seconds
+	return waits(r, now) > time.Second, err // asynq knows whole seconds
 }
 
 // misplaced sends a task to the node with the staging. One whose attempt there has
@@ -87,7 +87,7 @@ func (e *Engine) claimAs(bg context.Context, r run.Record, token string) (run.Re
 		if c.Kind == "ok" {
 			return r, false, nil
 		}
-		if dead, err := e.dead(ctx, r); err != nil || !dead {
+		if dead, err := e.dead(ctx, r, 0); err != nil || !dead {
 			return r, false, errors.Join(err, errBusy)
 		}
 		return r, false, e.crashed(ctx, r)
@@ -100,13 +100,14 @@ func (e *Engine) claimAs(bg context.Context, r run.Record, token string) (run.Re
 }
 
 // dead tells whether the attempt that has the run is gone, to who has taken its lock.
-// Where its staging is missing, the lock proves nothing: one that lives gives signs.
-func (e *Engine) dead(ctx context.Context, r run.Record) (bool, error) {
+// Where its staging is missing, the lock proves nothing: one that lives gives signs. quiet
+// is how long the caller has seen none.
+func (e *Engine) dead(ctx context.Context, r run.Record, quiet time.Duration) (bool, error) {
 	if _, err := os.Lstat(e.p.Dir.RunDir(r.ID)); err == nil {
 		return true, nil
 	}
 	now, err := e.p.Store.Time(ctx)
-	return now.Sub(r.Updated) >= goneGrace, err
+	return max(quiet, age(r.Updated, now)) >= goneGrace, err
 }
 
 // leaveNothing removes the staging that taking the lock has made again, if the run

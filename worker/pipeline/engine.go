@@ -229,8 +229,8 @@ func (e *Engine) again(ctx context.Context, r run.Record, q run.Retry) error {
 // erred is the end of an attempt by an error.
 func (e *Engine) erred(r run.Record, err error) run.Retry {
 	wait := e.p.Limits.Backoff << min(r.Errors, 20)
-	if wait <= 0 || wait > 10*time.Minute {
-		wait = 10 * time.Minute
+	if wait <= 0 || wait > longestWait {
+		wait = longestWait
 	}
 	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err)}
 }

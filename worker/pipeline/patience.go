@@ -18,16 +18,38 @@ func (l Limits) patience() time.Duration {
 	return l.NodeLostAfter - margin
 }
 
+// age is how long ago t was. One later than now was told by a clock that was ahead, and
+// says nothing: whoever judges by an age goes by what it has watched itself as well.
+func age(t, now time.Time) time.Duration { return max(0, now.Sub(t)) }
+
 // deadline is when the run's time is over. A record without a readable one, or with one
-// that no claim has set, has that of its first claim, or else of its begin.
+// that no claim has set, has that of its first claim, or else of its begin; none of them
+// is later than now.
 func (l Limits) deadline(r run.Record, now time.Time) time.Time {
+	begin := r.Created
 	switch {
 	case r.Deadline != nil && r.Deadline.Sub(now) <= l.Timeout:
 		return *r.Deadline
 	case r.Started != nil:
-		return r.Started.Add(l.Timeout)
+		begin = *r.Started
 	}
-	return r.Created.Add(l.Timeout)
+	return now.Add(l.Timeout - age(begin, now))
+}
+
+// longestWait is the most that a stage waits before it is tried again.
+const longestWait = 10 * time.Minute
+
+// waits is how long the run's next attempt is still to wait; below 0, how long ago the
+// wait was over. A longer wait than any was told by a clock that was ahead.
+func waits(r run.Record, now time.Time) time.Duration {
+	if r.NotBefore == nil {
+		return -longestWait
+	}
+	d := r.NotBefore.Sub(now)
+	if d > longestWait {
+		return -longestWait
+	}
+	return d
 }
 
 // silence is how long Redis has not answered somebody who goes on meanwhile. It goes

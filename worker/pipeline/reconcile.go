@@ -12,11 +12,9 @@ import (
 
 	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
-	"catalog-backup/shared/task"
 	"catalog-backup/worker/dump"
 
 	"github.com/hibiken/asynq"
-	"github.com/sirupsen/logrus"
 )
 
 // Reconciler mends what kills, lost messages and foreign hands left behind. Each
@@ -41,7 +39,8 @@ const (
 	// goneGrace is how old the last sign of an attempt must be whose staging is missing:
 	// one that lives gives a sign at every pulse, and ends when it notices.
 	goneGrace = 5 * time.Second
-	// claimGrace is how long a task may be out of the queue before it is claimed.
+	// claimGrace is how long a task may be out of the queue before it is claimed, and how
+	// long one may be unreadable, or due by a clock that is wrong.
 	claimGrace = 5 * time.Second
 	// deadlineGrace is how long an attempt has to end by itself when the run's time is over.
 	deadlineGrace = 5 * time.Second
@@ -111,16 +110,16 @@ func (r *Reconciler) Look(ctx context.Context) error {
 	}
 	r.forget(open)
 	r.e.giveUp(open)
-	leader, err := p.Store.Lead(ctx, p.Instance, r.worker, leaderTTL)
-	if err != nil {
-		return err
-	}
-	if leader {
-		if err := p.Store.ReleaseLock(ctx, p.Instance); err != nil {
-			return err
-		}
-	}
 	var errs []error
+	leader, err := p.Store.Lead(ctx, p.Instance, r.worker, leaderTTL)
+	if err == nil && leader {
+		err = p.Store.ReleaseLock(ctx, p.Instance)
+	}
+	if err != nil { // Redis refuses to write, for one: nobody can report, and nobody leads
+		clear(r.seen) // nor does it count what is seen now
+		defer clear(r.seen)
+		leader, errs = false, append(errs, err)
+	}
 	for _, id := range open { // none keeps another from being looked after
 		errs = append(errs, guarded(func() error { return r.lookAt(ctx, id, now, leader) }))
 	}
@@ -152,11 +151,11 @@ func (r *Reconciler) lookAt(ctx context.Context, id string, now time.Time, leade
 			r.e.p.Log.WithField("run", id).Error("a field of the run's record is of another shape and counts as missing: " + odd)
 		}
 	}
-	s := r.see(rec)
+	s := r.see(rec, now)
 	var errs []error
 	own := rec.Node == r.e.p.Node
 	if own && !r.e.isLive(id) {
-		errs = append(errs, r.deadAttempt(ctx, rec, now))
+		errs = append(errs, r.deadAttempt(ctx, rec, now, s))
 	}
 	switch {
 	case rec.Ending != "":
@@ -167,28 +166,30 @@ func (r *Reconciler) lookAt(ctx context.Context, id string, now time.Time, leade
 		}
 	}
 	if leader {
-		errs = append(errs, r.lead(ctx, rec, now))
+		errs = append(errs, r.lead(ctx, rec, now, s))
 	}
 	return errors.Join(errs...)
 }
 
 // deadAttempt finds an attempt of this node whose lock can be taken: its worker is gone.
-func (r *Reconciler) deadAttempt(ctx context.Context, rec run.Record, now time.Time) error {
+func (r *Reconciler) deadAttempt(ctx context.Context, rec run.Record, now time.Time, s *sight) error {
 	if rec.Claimed != rec.Generation {
 		return nil
 	}
-	err := r.disk.at("lock "+rec.ID, lockLook, func() error { return r.takeUp(ctx, rec, now) })
+	quiet := r.quiet(rec, now, s)
+	err := r.disk.at("lock "+rec.ID, lockLook, func() error { return r.takeUp(ctx, rec, quiet) })
 	if err != nil && !errors.Is(err, dump.ErrHeld) {
 		return fmt.Errorf("look whether the attempt of run %s lives: %w", rec.ID, err)
 	}
 	return nil
 }
 
-func (r *Reconciler) takeUp(ctx context.Context, rec run.Record, now time.Time) error {
+// takeUp ends the attempt that rec shows if it is dead; it has given no sign for quiet.
+func (r *Reconciler) takeUp(ctx context.Context, rec run.Record, quiet time.Duration) error {
 	lock, err := r.e.p.Dir.Lock(rec.ID, false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if now.Sub(rec.Updated) < goneGrace {
+		if quiet < goneGrace {
 			return nil
 		}
 	case err != nil:
@@ -200,90 +201,12 @@ func (r *Reconciler) takeUp(ctx context.Context, rec run.Record, now time.Time) 
 	if err != nil || fresh.Generation != rec.Generation || fresh.Claimed != rec.Claimed {
 		return err
 	}
-	if dead, err := r.e.dead(ctx, fresh); err != nil || !dead {
+	if !fresh.Updated.Equal(rec.Updated) {
+		quiet = 0
+	}
+	if dead, err := r.e.dead(ctx, fresh, quiet); err != nil || !dead {
 		return err
 	}
 	r.e.p.Log.WithField("run", rec.ID).WithField("stage", rec.Stage).Warn("the attempt's worker is gone; going on with the stage")
 	return r.e.crashed(ctx, fresh)
-}
-
-// lead fails a run whose node is lost, and looks at the task of its current generation.
-func (r *Reconciler) lead(ctx context.Context, rec run.Record, now time.Time) error {
-	if lost, err := r.nodeLost(ctx, rec, now); lost || err != nil {
-		return err
-	}
-	id := task.ID(rec.Epoch, task.Payload{Run: rec.ID, Instance: rec.Instance, Stage: rec.Stage, Generation: rec.Generation})
-	queue := task.Queue(rec.Instance, rec.Node)
-	info, err := r.inspector.GetTaskInfo(queue, id)
-	if rec.Node != "" && (errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)) && rec.Stage == FirstStage {
-		queue = task.Queue(rec.Instance, "") // claimed from the instance's queue
-		info, err = r.inspector.GetTaskInfo(queue, id)
-	}
-	if rec.Claimed == rec.Generation {
-		return nil // its attempt lives, or its node finds it dead: a new task would end one that works
-	}
-	switch {
-	case errors.Is(err, asynq.ErrTaskNotFound), errors.Is(err, asynq.ErrQueueNotFound):
-		return r.e.enqueue(ctx, rec, rec.Stage, rec.Generation)
-	case err != nil:
-		return err
-	case info.State == asynq.TaskStateArchived && rec.Stage == run.Cleanup,
-		info.State == asynq.TaskStateCompleted,
-		// Taken out of the queue and not claimed: its worker died in between. asynq
-		// would take minutes to notice; a worker that is only slow finds its claim stale.
-		info.State == asynq.TaskStateActive && now.Sub(rec.Updated) > claimGrace:
-		return r.anew(ctx, rec)
-	case info.State == asynq.TaskStateArchived:
-		return r.e.stopRun(ctx, rec, run.Failed, fmt.Sprintf("the task of stage %s was archived by hand, or by asynq (%s)", rec.Stage, info.LastErr))
-	case info.State == asynq.TaskStateScheduled, info.State == asynq.TaskStateRetry:
-		return r.hurry(queue, rec, now, info)
-	}
-	return nil
-}
-
-// hurry hands out a task that lies there though its time has come: whoever put it
-// there, or should take it out, goes by a clock that is wrong.
-func (r *Reconciler) hurry(queue string, rec run.Record, now time.Time, info *asynq.TaskInfo) error {
-	if rec.NotBefore != nil && now.Sub(*rec.NotBefore) < claimGrace {
-		return nil
-	}
-	if off := info.NextProcessAt.Sub(now); off < skew && off > -skew {
-		return nil
-	}
-	if r.first("hurry " + info.ID) {
-		r.e.p.Log.WithFields(logrus.Fields{"run": rec.ID, "stage": rec.Stage}).Warn("the task is due, but lies in the queue until " +
-			info.NextProcessAt.UTC().Format(time.RFC3339) + ": the clock of a worker's host is wrong; handing it out")
-	}
-	return r.inspector.RunTask(queue, info.ID)
-}
-
-// anew replaces a task that will do nothing any more.
-func (r *Reconciler) anew(ctx context.Context, rec run.Record) error {
-	fresh, err := r.e.p.Store.Get(ctx, rec.ID)
-	if err != nil || fresh.Generation != rec.Generation || fresh.Claimed != rec.Claimed {
-		return err
-	}
-	return r.e.enqueueAnew(ctx, rec)
-}
-
-// nodeLost fails a run whose node has had no worker for too long and frees the
-// lock. What lies on that node is swept when a worker comes back there.
-func (r *Reconciler) nodeLost(ctx context.Context, rec run.Record, now time.Time) (bool, error) {
-	p := r.e.p
-	if rec.Node == "" || rec.Node == p.Node {
-		return false, nil
-	}
-	seen, err := p.Store.NodeSeen(ctx, rec.Instance, rec.Node)
-	if err != nil {
-		return false, err
-	}
-	if seen.Before(rec.Updated) {
-		seen = rec.Updated
-	}
-	if now.Sub(seen) < p.Limits.NodeLostAfter {
-		return false, nil
-	}
-	why := fmt.Sprintf("no worker of node %s has been there for %s, and the run's staging is on it: start a worker there before the next run, it clears what is left", rec.Node, p.Limits.NodeLostAfter)
-	_, err = p.Store.Stop(ctx, rec, rec.Generation, run.Failed, why, true)
-	return true, err
 }
