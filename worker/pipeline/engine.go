@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"catalog-backup/shared/exit"
@@ -232,7 +233,13 @@ func (e *Engine) erred(r run.Record, err error) run.Retry {
 	if wait <= 0 || wait > longestWait {
 		wait = longestWait
 	}
-	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err)}
+	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err) || isFull(err)}
+}
+
+// isFull tells a full disk, wherever it was found: to pack an archive for hours again
+// would fill it again. The run's cleanup gives its room back.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // stopRun ends the run, by its cleanup where there is anything to clean.
