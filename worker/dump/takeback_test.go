@@ -1,0 +1,376 @@
+package dump
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/lab/faultfs"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// forgetful shows a directory as another host sees it, which remembers for a while that
+// a name was not there.
+func forgetful(t *testing.T, backing string, while time.Duration) string {
+	t.Helper()
+	at := t.TempDir()
+	root, err := gofs.NewLoopbackRoot(backing)
+	require.NoError(t, err)
+	never := time.Duration(0)
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(backing, &st))
+	raw := gofs.NewNodeFS(root, &gofs.Options{EntryTimeout: &never, AttrTimeout: &never, NegativeTimeout: &while, RootStableAttr: &gofs.StableAttr{Ino: st.Ino, Gen: 1}})
+	s, err := fuse.NewServer(raw, at, &fuse.MountOptions{DirectMountStrict: true, EnableLocks: true, DisableReadDirPlus: true})
+	require.NoError(t, err)
+	go s.Serve()
+	require.NoError(t, s.WaitMount())
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	return at
+}
+
+// Another host of the node looked for the manifest before it was made, and is told for a
+// while that it is not there: it takes nothing back, and tells no end.
+func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
+	for _, forward := range []bool{true, false} {
+		t.Run(fmt.Sprint("forward ", forward), func(t *testing.T) {
+			t.Parallel()
+			a := newDirectory(t)
+			b := *a
+			b.Dump = forgetful(t, a.Dump, 1500*time.Millisecond)
+			in, files := parts(t, a, runID("a"), 2)
+			m, err := b.Standing(in.Run, in.Set)
+			require.NoError(t, err)
+			require.Nil(t, m)
+			require.NoError(t, a.Commit(in.Run, files, yes))
+			stands, err := b.Clean(context.Background(), in.Run, forward)
+			require.False(t, stands)
+			require.ErrorIs(t, err, errUnsealed)
+			require.ErrorContains(t, err, in.Set.ManifestName())
+			_, err = b.Recover(in.Run, forward)
+			require.ErrorIs(t, err, errUnsealed)
+			requireOnly(t, a, append(finals(files), "."+in.Run+intentSuffix)...)
+			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 10*time.Second, 50*time.Millisecond)
+			stands, err = b.Clean(context.Background(), in.Run, forward)
+			require.NoError(t, err)
+			require.True(t, stands)
+			requireOnly(t, a, finals(files)...)
+		})
+	}
+}
+
+// cut makes a run whose commit stopped after that many renames.
+func cut(t *testing.T, d *Directory, name string, renames int) (Intent, []CommitFile) {
+	t.Helper()
+	_, files := parts(t, d, runID(name), 1)
+	require.ErrorIs(t, d.Commit(runID(name), files, func() error { return run.ErrFenced }), run.ErrFenced)
+	for _, f := range files[:renames] {
+		require.NoError(t, os.Rename(filepath.Join(d.Dump, f.Part), filepath.Join(d.Dump, f.Final)))
+	}
+	in, err := d.ReadIntent(runID(name))
+	require.NoError(t, err)
+	return in, files
+}
+
+// What seals a commit stays while the intent names the commit, whoever removes parts.
+func TestSealStaysWithItsIntent(t *testing.T) {
+	d := newDirectory(t)
+	in, files := cut(t, d, "a", 4)
+	require.NoError(t, d.seal(in))
+	require.NoError(t, d.RemoveParts(in.Run, run.Hold{Fence: 9}, in.Set.ManifestName()))
+	require.FileExists(t, filepath.Join(d.Dump, in.taken()))
+	require.NoError(t, d.seal(in), "again")
+	stands, err := d.Recover(in.Run, true)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d, "."+in.Run+intentSuffix)
+	again, err := d.ReadIntent(in.Run)
+	require.NoError(t, err)
+	require.Nil(t, again.Commit, "who goes on may remove parts")
+	require.Equal(t, in.Set, again.Set)
+	_, more := parts(t, d, in.Run, 2)
+	require.NoError(t, d.Commit(in.Run, more, yes))
+	require.Equal(t, finals(files), finals(more))
+	stands, err = d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.True(t, stands)
+
+	// A kill between the intent's removal and the seal's.
+	d = newDirectory(t)
+	in, _ = cut(t, d, "a", 4)
+	require.NoError(t, d.seal(in))
+	d.Now = func() time.Time { return time.Now().Add(debrisAge + time.Minute) }
+	require.NoError(t, d.RemoveDebris())
+	require.FileExists(t, filepath.Join(d.Dump, in.taken()), "its intent is there")
+	require.NoError(t, os.Remove(d.intentPath(in.Run)))
+	require.NoError(t, d.RemoveDebris())
+	require.NoFileExists(t, filepath.Join(d.Dump, in.taken()))
+}
+
+// Where neither is there, nothing is known, but of an intent of an earlier version that
+// has been taken back already.
+func TestNeitherManifestNorItsPart(t *testing.T) {
+	for _, c := range []struct{ old, left, known bool }{{false, false, false}, {false, true, false}, {true, true, false}, {true, false, true}} {
+		d := newDirectory(t)
+		in, files := cut(t, d, "a", 1)
+		require.NoError(t, os.Remove(filepath.Join(d.Dump, in.Commit.manifest().Part)))
+		if !c.left {
+			require.NoError(t, os.Remove(filepath.Join(d.Dump, files[0].Final)))
+		}
+		if c.old {
+			for i := range in.Commit.Files {
+				in.Commit.Files[i].ModTime = 0
+			}
+			require.NoError(t, d.writeIntent(in))
+		}
+		_, err := d.Clean(context.Background(), in.Run, true)
+		if c.known {
+			require.NoError(t, err)
+			requireOnly(t, d)
+			continue
+		}
+		require.ErrorIs(t, err, errUnsealed, "%+v", c)
+		require.FileExists(t, d.intentPath(in.Run))
+		require.FileExists(t, filepath.Join(d.Dump, files[1].Part))
+		require.Equal(t, c.left, second(os.Lstat(filepath.Join(d.Dump, files[0].Final))) == nil)
+	}
+}
+
+// A file system without RENAME_NOREPLACE: the commit gives the manifest its name by a
+// link, and stops before the part's name goes.
+func TestCommitByLinkIsNotTakenBack(t *testing.T) {
+	d := newFaulty(t)
+	in, files := func() (Intent, []CommitFile) {
+		d.begin(t, 4)
+		in, err := d.ReadIntent(runID("a"))
+		require.NoError(t, err)
+		return in, in.Commit.Files
+	}()
+	m := in.Commit.manifest()
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Rename && op.Flags != 0 {
+			return syscall.EINVAL
+		}
+		// The committer is as far when the other has seen no manifest.
+		if op.Kind == faultfs.Rename && strings.HasSuffix(op.To, takenSuffix) {
+			_ = os.Link(filepath.Join(d.fs.Backing, op.Path), filepath.Join(d.fs.Backing, filepath.Dir(op.Path), m.Final))
+		}
+		return 0
+	})
+	_, err := d.Clean(context.Background(), in.Run, false)
+	require.ErrorIs(t, err, errCommitted)
+	require.Equal(t, 5, d.whole(files))
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.True(t, stands)
+	requireOnly(t, d.behind, finals(files)...)
+}
+
+// One who commits still gives archives their names while another cleans: they go, too.
+func TestCleanBesideACommitter(t *testing.T) {
+	d := newFaulty(t)
+	d.begin(t, 0)
+	in, err := d.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	looks := 0
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		// When the last of the archives' final names is looked at, or the first part goes.
+		if looks++; op.Kind == faultfs.Unlink && strings.HasSuffix(op.Path, ".part") && !strings.HasSuffix(op.Path, takenSuffix) {
+			for _, f := range in.Commit.Files {
+				_ = os.Rename(filepath.Join(d.behind.Dump, f.Part), filepath.Join(d.behind.Dump, f.Final))
+			}
+		}
+		return 0
+	})
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d.behind)
+}
+
+// A link to where nothing is now is no manifest that is not there.
+func TestManifestThatIsADanglingLink(t *testing.T) {
+	d := newDirectory(t)
+	id, files := committed(t, d)
+	path := filepath.Join(d.Dump, id.ManifestName())
+	away := filepath.Join(t.TempDir(), "manifest")
+	require.NoError(t, os.Symlink(away, path+".link"))
+	require.NoError(t, os.Rename(path, path+".kept"))
+	require.NoError(t, os.Rename(path+".link", path))
+	for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Clean(context.Background(), runID("a"), false))} {
+		require.ErrorContains(t, err, id.ManifestName())
+	}
+	for _, f := range files {
+		_, err := os.Lstat(filepath.Join(d.Dump, f.Final))
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.Rename(path+".kept", path))
+	stands, err := d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	require.True(t, stands)
+}
+
+// Under another run's manifest, all final names are its set's.
+func TestAnotherRunsSetIsNotTakenBack(t *testing.T) {
+	d := newDirectory(t)
+	_, files := committed(t, d)
+	in, err := d.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(d.intentPath(runID("a")), filepath.Join(t.TempDir(), "intent")))
+	in.Run = runID("b")
+	in.Commit.Files = append([]CommitFile{}, in.Commit.Files...)
+	for i, f := range in.Commit.Files { // the inodes are in use again
+		in.Commit.Files[i].Part, in.Commit.Files[i].ModTime = set.PartName(f.Final, in.Run, "1"), 0
+	}
+	require.NoError(t, d.writeIntent(in))
+	require.NoError(t, os.WriteFile(filepath.Join(d.Dump, in.Commit.manifest().Part), []byte("x"), 0o600))
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d, finals(files)...)
+}
+
+// A set whose archive is not there whole is told as none, and nothing is removed.
+func TestSetWithoutItsArchives(t *testing.T) {
+	for _, cripple := range []func(path string) error{os.Remove, func(path string) error { return os.Truncate(path, 1) }} {
+		d := newDirectory(t)
+		id, _ := committed(t, d)
+		path := filepath.Join(d.Dump, id.EventBusName())
+		require.NoError(t, cripple(path))
+		for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Standing(runID("a"), "")), second(d.Clean(context.Background(), runID("a"), true)), second(d.Recover(runID("a"), true))} {
+			require.ErrorContains(t, err, id.EventBusName())
+		}
+		require.FileExists(t, d.intentPath(runID("a")))
+		require.FileExists(t, filepath.Join(d.Dump, id.MainName()))
+		require.NoError(t, os.WriteFile(path, []byte("events"), 0o600))
+		m, err := d.Standing(runID("a"), id)
+		require.NoError(t, err)
+		require.NotNil(t, m)
+	}
+}
+
+// The directory was copied to another disk after its commit was cut short: the files
+// have other inodes, and are ours by time of change or content. What is not goes on lying there.
+func TestMovedDirectoryIsTakenBack(t *testing.T) {
+	for _, how := range []string{"-a", "-r"} {
+		for _, forward := range []bool{true, false} {
+			d := newDirectory(t)
+			in, _ := cut(t, d, "a", 4)
+			to := t.TempDir()
+			out, err := exec.Command("cp", how, d.Dump+"/.", to).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			d.Dump = to
+			stands, err := d.Clean(context.Background(), in.Run, forward)
+			require.NoError(t, err)
+			require.False(t, stands)
+			requireOnly(t, d)
+		}
+	}
+	d := newDirectory(t)
+	in, files := cut(t, d, "a", 2)
+	for i, content := range []string{"niam", "events"} { // another's, and one that nothing proves to be ours
+		require.NoError(t, os.Remove(filepath.Join(d.Dump, files[i].Final)))
+		write(t, filepath.Join(d.Dump, "keeps the inode in use"))
+		require.NoError(t, os.WriteFile(filepath.Join(d.Dump, files[i].Final), []byte(content), 0o600))
+	}
+	require.NoError(t, os.Remove(filepath.Join(d.Dump, "keeps the inode in use")))
+	in.Commit.Files[1].SHA256 = ""
+	for i := range 2 {
+		in.Commit.Files[i].Inode = 1
+	}
+	require.NoError(t, d.writeIntent(in))
+	_, err := d.Clean(context.Background(), in.Run, false)
+	require.ErrorContains(t, err, "remove "+filepath.Join(d.Dump, files[1].Final)+" by hand")
+	requireOnly(t, d, files[0].Final, files[1].Final, in.taken(), "."+in.Run+intentSuffix)
+	require.NoError(t, os.Remove(filepath.Join(d.Dump, files[1].Final)))
+	require.NoError(t, second(d.Clean(context.Background(), in.Run, false)))
+	requireOnly(t, d, files[0].Final)
+
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	_, err = sameContent(ctx)(CommitFile{SHA256: "x"}, filepath.Join(d.Dump, files[0].Final))
+	require.ErrorIs(t, err, context.Canceled, "a large one keeps nobody")
+}
+
+// The temp directory is another since the run began: what it has in the old one goes,
+// under its lock there.
+func TestEarlierTempDirectory(t *testing.T) {
+	d := newDirectory(t)
+	in, _ := parts(t, d, runID("a"), 1)
+	lock, err := d.Lock(in.Run, true)
+	require.NoError(t, err)
+	write(t, filepath.Join(d.RunDir(in.Run), "postgres.1-aaaaaaaa", "1.pid"))
+	now := *d
+	now.Temp = t.TempDir()
+	var ended []string
+	now.EndLeftover = func(_ context.Context, f string) error { ended = append(ended, f); return nil }
+	_, err = now.Clean(context.Background(), in.Run, false)
+	require.ErrorIs(t, err, ErrHeld, "its attempt lives")
+	require.ErrorContains(t, err, d.RunDir(in.Run))
+	require.FileExists(t, now.intentPath(in.Run))
+	require.Empty(t, ended)
+	lock.Release()
+	require.NoError(t, second(now.Clean(context.Background(), in.Run, false)))
+	require.Len(t, ended, 1)
+	requireOnly(t, d)
+	requireOnly(t, &now)
+
+	link := filepath.Join(t.TempDir(), "link") // the same by another name is no other
+	require.NoError(t, os.Symlink(d.Temp, link))
+	require.NoError(t, second(reserve(d, runID("a"), "1.1", noon)))
+	now.Temp = link
+	lock, err = now.Lock(runID("a"), true)
+	require.NoError(t, err)
+	require.NoError(t, second(now.Clean(context.Background(), runID("a"), false)))
+	lock.Release()
+	requireOnly(t, d)
+}
+
+// Somebody removes the lock of the dump directory while a run reserves its id: another
+// may reserve at the same time, and both have ids of their own.
+func TestLockThatIsRemovedWhileItIsHeld(t *testing.T) {
+	d := newFaulty(t)
+	for _, dir := range []string{d.behind.Dump, d.behind.Temp} {
+		require.NoError(t, os.MkdirAll(dir, 0o700))
+	}
+	var other Intent
+	var failed error
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Create && strings.Contains(op.Path, runID("a")) && other.Run == "" {
+			if failed = os.Remove(filepath.Join(d.behind.Dump, lockName)); failed == nil {
+				other, failed = reserve(d.behind, runID("b"), "1.1", noon)
+			}
+		}
+		return 0
+	})
+	in, err := reserve(d.Directory, runID("a"), "1.1", noon)
+	require.NoError(t, err)
+	require.NoError(t, failed)
+	require.NotEmpty(t, other.Set)
+	require.NotEqual(t, other.Set, in.Set)
+	in2, err := d.behind.ReadIntent(in.Run)
+	require.NoError(t, err)
+	require.Equal(t, in.Set, in2.Set)
+}
+
+// The highest fence is no attempt that nobody may clean.
+func TestStagingOfTheHighestFence(t *testing.T) {
+	d := newDirectory(t)
+	path := filepath.Join(d.PostgresParent(), runID("a")+".9223372036854775807-aaaaaaaa")
+	mark(t, path, runID("a"))
+	require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
+	_, err := os.Lstat(path)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+}
