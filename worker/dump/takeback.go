@@ -44,27 +44,17 @@ func (in Intent) taken() string {
 // seal makes sure that the commit has made no set and never will: the manifest's part
 // loses its name. That is the file system's own answer. A look is not: a network file
 // system may say for a minute that a name is not there which another host has made.
-// Where neither the part nor the sealed one is there, nothing is known.
 //
 // An attempt may be at this very commit still, frozen or with a lock that its file
 // system lost: of its rename of the part and this one, only one can be done.
 func (d *Directory) seal(in Intent) error {
-	manifest, taken := in.Commit.manifest(), filepath.Join(d.Dump, in.taken())
-	err := ignoring(os.Rename(filepath.Join(d.Dump, manifest.Part), taken), fs.ErrNotExist)
-	var st fs.FileInfo
+	part, taken := filepath.Join(d.Dump, in.Commit.manifest().Part), filepath.Join(d.Dump, in.taken())
+	err := ignoring(os.Rename(part, taken), fs.ErrNotExist)
 	if err == nil {
-		st, err = os.Lstat(taken) // an earlier attempt sealed it, or the answer to the rename was lost
+		err = d.sealed(in)
 	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err = d.committed(in); err == nil && !in.gone(d) {
-			err = fmt.Errorf("%w; look on all hosts of the node: where %s is not in %s, remove the other files of %s by hand, and then %s",
-				errUnsealed, manifest.Final, d.Dump, in.Set, d.intentPath(in.Run))
-		}
-	case err == nil && links(st) > 1: // where a rename may replace, the commit makes the manifest by a link (moveTo)
-		err = fmt.Errorf("%w (%s has another name)", errCommitted, in.taken())
-	case err == nil:
-		err = d.committed(in)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = d.sealByName(in)
 	}
 	if err == nil {
 		err = set.SyncDir(d.Dump)
@@ -75,6 +65,53 @@ func (d *Directory) seal(in Intent) error {
 	return nil
 }
 
+// sealed tells no error if what seals the commit is there: now, from an earlier attempt,
+// or by a rename whose answer was lost.
+func (d *Directory) sealed(in Intent) error {
+	taken := filepath.Join(d.Dump, in.taken())
+	st, err := os.Lstat(taken)
+	if err != nil {
+		return err
+	}
+	final := filepath.Join(d.Dump, in.Commit.manifest().Final)
+	switch {
+	case d.isMark(in.Run, final): // sealByName was cut short
+		return os.Remove(final)
+	case links(st) > 1 && !d.isMark(in.Run, taken): // where a rename may replace, the commit makes the manifest by a link (moveTo)
+		return fmt.Errorf("%w (%s has another name)", errCommitted, in.taken())
+	}
+	return d.committed(in)
+}
+
+// sealByName seals a commit whose manifest's part is gone: it was made the manifest, or
+// somebody removed either. The manifest's name is taken for a moment, which only one who
+// is first can do; without the part, no commit can take it afterwards.
+func (d *Directory) sealByName(in Intent) error {
+	intent, final := d.intentPath(in.Run), filepath.Join(d.Dump, in.Commit.manifest().Final)
+	err := os.Link(intent, final)
+	switch {
+	case errors.Is(err, fs.ErrExist) && !d.isMark(in.Run, final):
+		return fmt.Errorf("%w (%s is there, though this host does not see it yet)", errCommitted, final)
+	case ignoring(err, fs.ErrExist) != nil:
+		return fmt.Errorf("%w (%w); look on all hosts of the node: where %s is not there, remove the other files of %s by hand, and then %s",
+			errUnsealed, err, final, in.Set, intent)
+	}
+	if err := os.Link(intent, filepath.Join(d.Dump, in.taken())); ignoring(err, fs.ErrExist) != nil {
+		return err
+	}
+	return os.Remove(final)
+}
+
+// isMark tells that a file is the run's intent by another name.
+func (d *Directory) isMark(runID, path string) bool {
+	a, err := os.Lstat(d.intentPath(runID))
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
 // committed tells an error where the manifest has its name.
 func (d *Directory) committed(in Intent) error {
 	m := in.Commit.manifest()
@@ -83,21 +120,6 @@ func (d *Directory) committed(in Intent) error {
 		return errCommitted
 	}
 	return err
-}
-
-// gone tells that an earlier version has taken the commit back already, which removed
-// the manifest's part: none of the final names is in the directory.
-func (in Intent) gone(d *Directory) bool {
-	if in.Commit.manifest().ModTime != 0 {
-		return false
-	}
-	entries, err := os.ReadDir(d.Dump)
-	for _, e := range entries {
-		if id, ok := set.IDOfName(e.Name()); ok && id == in.Set {
-			return false
-		}
-	}
-	return err == nil
 }
 
 func links(st fs.FileInfo) uint64 {
