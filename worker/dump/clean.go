@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"catalog-backup/shared/run"
@@ -106,6 +107,9 @@ func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool
 		errs = append(errs, d.removeFinals(in, sameContent(ctx)))
 	}
 	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp), before.removeRunDir(runID))
+	if !stands {
+		errs = append(errs, d.unchanged(runID, in))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return stands, err
 	}
@@ -137,6 +141,16 @@ func (d *Directory) removeRunDir(runID string, proved bool) error {
 		}
 	}
 	return removeMarked(d.RunDir(runID), runID)
+}
+
+// unchanged tells an error where a commit began after the intent was read. One that
+// begins later still finds no parts.
+func (d *Directory) unchanged(runID string, in Intent) error {
+	again, err := d.ReadIntent(runID)
+	if err == nil && !reflect.DeepEqual(again.Commit, in.found) {
+		err = errors.New("a commit of it began meanwhile: look again")
+	}
+	return ignoring(err, fs.ErrNotExist)
 }
 
 // removeIntent removes the run's intent once all else is gone for good.

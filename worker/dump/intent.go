@@ -29,6 +29,7 @@ type Intent struct {
 	Temp     string    `json:"temp"`
 	// Commit is set right before the first rename. Who takes files back and goes on clears it.
 	Commit *Commit `json:"commit"`
+	found  *Commit // as it was read
 }
 
 // Commit is what the renames will do. The manifest comes last.

@@ -144,6 +144,7 @@ func (d *Directory) finish(runID string, forward bool) (in Intent, stands bool, 
 	if err != nil {
 		return Intent{}, false, err
 	}
+	in.found = in.Commit
 	m, err := d.manifest(in.Run, in.Set)
 	switch {
 	case err != nil:

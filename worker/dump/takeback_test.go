@@ -242,6 +242,32 @@ func TestCleanBesideACommitter(t *testing.T) {
 	}
 }
 
+// A commit begins after the cleanup has read the intent: it is cleaned up the next time.
+func TestCommitBeginsWhileAnotherCleans(t *testing.T) {
+	d := newFaulty(t)
+	for _, dir := range []string{d.behind.Dump, d.behind.Temp} {
+		require.NoError(t, os.MkdirAll(dir, 0o700))
+	}
+	_, files := parts(t, d.behind, runID("a"), 1)
+	n := 0
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Unlink && n == 0 {
+			n++
+			require.ErrorIs(t, d.behind.Commit(runID("a"), files, func() error {
+				if n++; n == 3 {
+					return run.ErrFenced
+				}
+				return nil
+			}), run.ErrFenced)
+		}
+		return 0
+	})
+	_, err := d.Clean(context.Background(), runID("a"), false)
+	require.ErrorContains(t, err, "a commit of it began meanwhile")
+	require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
+	requireOnly(t, d.behind)
+}
+
 // A disk so full that no name fits: the staging gives it room, the rest waits.
 func TestSealWithoutRoom(t *testing.T) {
 	d := newFaulty(t)
