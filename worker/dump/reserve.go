@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"catalog-backup/shared/set"
-
-	"golang.org/x/sys/unix"
 )
 
 // lockName is the file whose flock orders the reservations. It is empty and stays:
@@ -29,15 +27,31 @@ const (
 // newest set. A run that has reserved before gets the same id again. The texts are
 // warnings: what it could not read of others.
 func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, now time.Time) (Intent, []string, error) {
-	lock, err := flockFile(ctx, filepath.Join(d.Dump, lockName), reserveWait)
-	if err != nil {
-		return Intent{}, nil, permanentIfFull(fmt.Errorf("lock the dump directory %s: %w", d.Dump, err))
+	for {
+		lock, err := flockFile(ctx, filepath.Join(d.Dump, lockName), reserveWait)
+		if err != nil {
+			return Intent{}, nil, permanentIfFull(fmt.Errorf("lock the dump directory %s: %w", d.Dump, err))
+		}
+		in, err := d.ReadIntent(runID)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			lock.Close()
+			return in, nil, err
+		}
+		in, unread, err := d.reserve(runID, catalogVersion, now)
+		if err == nil && flockAgain(lock) != nil { // somebody removed the file: another may have reserved the same
+			if err = d.removeIntent(runID); err == nil {
+				err = errReplaced
+			}
+		}
+		lock.Close()
+		if !errors.Is(err, errReplaced) {
+			return in, unread, err
+		}
 	}
-	defer lock.Close()
-	in, err := d.ReadIntent(runID)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return in, nil, err
-	}
+}
+
+// reserve writes the intent of a run that has none. The caller holds the dump lock.
+func (d *Directory) reserve(runID, catalogVersion string, now time.Time) (Intent, []string, error) {
 	others, err := d.taken(now)
 	if err != nil {
 		return Intent{}, nil, err
@@ -51,7 +65,7 @@ func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, n
 		at = at.Add(time.Minute)
 		id = set.NewID(at, catalogVersion)
 	}
-	in = Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
+	in := Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
 	return in, others.unread, d.writeIntent(in)
 }
 
@@ -119,29 +133,23 @@ func idOfPart(name string) (set.ID, bool) {
 	return set.IDOfName(f)
 }
 
-// flockFile takes an exclusive lock, waiting for it at most that long. Closing gives it back.
+// flockFile takes an exclusive lock on the file at path, waiting for it at most that
+// long. Closing gives it back.
 func flockFile(ctx context.Context, path string, most time.Duration) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	limit := time.NewTimer(most)
 	defer limit.Stop()
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		f, err := takeFlock(path, os.O_RDWR|os.O_CREATE)
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		if !errors.Is(err, ErrHeld) && !errors.Is(err, errReplaced) {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
 			return nil, context.Cause(ctx)
 		case <-limit.C:
-			f.Close()
 			return nil, fmt.Errorf("another process has held %s for %s: a worker that is frozen, or whose host is gone (over NFS); `lslocks` or `fuser %s` on the hosts of the node name it; end it", path, most, path)
 		case <-time.After(reservePoll):
 		}
