@@ -68,13 +68,26 @@ func openRegular(path string, flags int) (*os.File, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = odd(path, fmt.Errorf("it is no regular file, but %s", fi.Mode().Type()))
+		err = odd(path, fmt.Errorf("it is %s, no regular file", kind(fi.Mode())))
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// kind says in words what is no regular file.
+func kind(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "a directory"
+	case m&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case m&fs.ModeDevice != 0:
+		return "a device"
+	}
+	return "of another type"
 }
 
 func odd(path string, why error) error {

@@ -102,7 +102,9 @@ func (w *Worker) Start(ctx context.Context) error {
 	if err := w.near.join(ctx); err != nil {
 		return err
 	}
-	w.wg.Add(1)
+	w.signing.Turn()
+	w.wg.Add(2)
+	go w.signs()
 	swept := make(chan struct{})
 	go w.house(swept)
 	select { // so that a start after a crash begins on a clean disk; one that hangs keeps no work
@@ -117,9 +119,6 @@ func (w *Worker) Start(ctx context.Context) error {
 		return err
 	}
 	w.reconcile.Start()
-	w.signing.Turn()
-	w.wg.Add(1)
-	go w.signs()
 	w.near.watch(w.done, func(err error) { w.refused <- err })
 	return nil
 }
