@@ -66,37 +66,61 @@ func pidFiles(runDir string) ([]string, error) {
 //
 // Until it is known what the run has committed, nothing is removed. Then nothing is
 // written: a full disk gets its room back. What cannot be removed does not keep the
-// rest, but the intent, which goes last.
+// rest, but the intent, which goes last but for what seals its commit.
 func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool, error) {
-	if err := d.EndLeftovers(ctx, runID); err != nil {
+	stands, err := d.clean(ctx, runID, forward)
+	if err != nil {
+		return stands, fmt.Errorf("clean up run %s: %w", runID, err)
+	}
+	return stands, nil
+}
+
+func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool, error) {
+	before, err := d.before(runID)
+	if err != nil {
+		return false, err
+	}
+	defer before.release()
+	if err := errors.Join(d.EndLeftovers(ctx, runID), before.endLeftovers(ctx, runID)); err != nil {
 		return false, err
 	}
 	in, stands, err := d.finish(runID, forward)
 	if err != nil {
-		return stands, fmt.Errorf("clean up run %s: %w", runID, err)
+		return stands, err
 	}
-	var errs []error
-	if in.Commit != nil && !stands {
-		err := d.takeBack(in)
-		if errors.Is(err, errCommitted) {
-			return false, fmt.Errorf("clean up run %s: %w", runID, err)
+	if stands {
+		in.Commit = nil // it is over
+	}
+	taken := in.taken()
+	if in.Commit != nil {
+		if err := d.seal(in); isFull(err) {
+			return false, errors.Join(err, d.removeStagings(runID)) // which gives it room the next time
+		} else if err != nil {
+			return false, err
 		}
-		errs = append(errs, err)
 	}
+	errs := []error{d.removeStagings(runID), d.removeHere(runID, func(name string) bool {
+		return set.IsPart(name, runID) && name != taken || isFreshStaging(name, runID) || isHalfIntent(name, runID)
+	})}
+	if in.Commit != nil { // after the parts, which one who commits still could give these names
+		errs = append(errs, d.removeFinals(in, sameContent(ctx)))
+	}
+	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp), before.removeRunDir(runID))
+	if err := errors.Join(errs...); err != nil {
+		return stands, err
+	}
+	if err := d.removeIntent(runID); err != nil || taken == "" {
+		return stands, err
+	}
+	return stands, d.removeHere(runID, func(name string) bool { return name == taken })
+}
+
+func (d *Directory) removeStagings(runID string) error {
+	var errs []error
 	for _, s := range d.stagings() {
 		errs = append(errs, s.remove(runID, everyHold))
 	}
-	errs = append(errs, d.removeHere(runID, func(name string) bool {
-		return set.IsPart(name, runID) || isFreshStaging(name, runID) || isHalfIntent(name, runID)
-	}))
-	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp))
-	if errors.Join(errs...) == nil {
-		errs = append(errs, d.removeIntent(runID))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return stands, fmt.Errorf("clean up run %s: %w", runID, err)
-	}
-	return stands, nil
+	return errors.Join(errs...)
 }
 
 // removeHere removes those of the dump directory that are of the run.

@@ -34,6 +34,9 @@ func (d *Directory) RemoveDebris() error {
 			if isDir && earlierFreshRE.MatchString(name) {
 				return d.removeFresh
 			}
+			if r := takenRE.FindStringSubmatch(name); r != nil && !isDir {
+				return func(path string) error { return d.removeTaken(path, r[1]) }
+			}
 			return debrisFile(name, isDir)
 		}),
 		d.eachOld(d.Temp, func(name string, isDir bool) removal {
@@ -123,4 +126,12 @@ func (d *Directory) removeFresh(path string) error {
 		return removeOwned(path)
 	}
 	return ignoring(unlessMarked(path), errInUse)
+}
+
+// removeTaken removes what sealed a commit (seal) if its run has no intent any more.
+func (d *Directory) removeTaken(path, runID string) error {
+	if _, err := os.Lstat(d.intentPath(runID)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Remove(path)
 }

@@ -87,8 +87,10 @@ func reason(err error) error {
 	return err
 }
 
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 func permanentIfFull(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if isFull(err) {
 		return stage.Permanentf("%w; free space there, then start the backup again", err)
 	}
 	return err

@@ -87,7 +87,7 @@ func parts(t *testing.T, d *Directory, runID string, fence int64) (Intent, []Com
 		return CommitFile{Part: part, Final: final, Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])}
 	}
 	m, err := json.Marshal(set.Manifest{Format: set.FormatName, Version: set.FormatVersion, Set: string(in.Set), Instance: "catalog", Run: runID,
-		Archives: []set.Archive{{Kind: set.MainArchive, Name: in.Set.MainName()}, {Kind: set.EventBusArchive, Name: in.Set.EventBusName()}}})
+		Archives: []set.Archive{{Kind: set.MainArchive, Name: in.Set.MainName(), Size: 4}, {Kind: set.EventBusArchive, Name: in.Set.EventBusName(), Size: 6}}})
 	require.NoError(t, err)
 	return in, []CommitFile{write(in.Set.MainName(), []byte("main")), write(in.Set.EventBusName(), []byte("events")), write(in.Set.TextName(), []byte("text")),
 		write(in.Set.ScriptName(), []byte("script")), write(in.Set.ManifestName(), m)}

@@ -111,7 +111,7 @@ func TestCleanSurvivesEveryFault(t *testing.T) {
 		forever bool
 	}{
 		{5, false, syscall.EIO, false}, {5, true, syscall.ESTALE, true}, {3, true, syscall.EACCES, false}, {4, true, syscall.EIO, true},
-		{3, false, syscall.EIO, false},
+		{3, false, syscall.EIO, false}, {4, false, syscall.EIO, true},
 	} {
 		t.Run(fmt.Sprintf("%d renames, forward %v, %v, for ever %v", c.cut, c.forward, c.errno, c.forever), func(t *testing.T) {
 			t.Parallel()
@@ -151,6 +151,42 @@ func TestCleanSurvivesEveryFault(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A commit that is taken back by an attempt that goes on, whatever fails and wherever it
+// is killed: the next one takes it back too, and goes on with the Event Bus archive.
+func TestTakingBackSurvivesEveryFault(t *testing.T) {
+	for _, forever := range []bool{false, true} {
+		t.Run(fmt.Sprint("for ever ", forever), func(t *testing.T) {
+			t.Parallel()
+			d := newFaulty(t)
+			var files []CommitFile
+			d.each(t, syscall.EIO, forever, func() { files = d.begin(t, 1) }, func() { _, _ = d.Recover(runID("a"), false) }, func(k int) {
+				stands, err := d.Recover(runID("a"), false)
+				require.NoError(t, err, "operation %d", k)
+				require.False(t, stands)
+				require.Zero(t, d.whole(files))
+				in, err := d.behind.ReadIntent(runID("a"))
+				require.NoError(t, err)
+				require.Nil(t, in.Commit, "operation %d", k)
+				require.FileExists(t, filepath.Join(d.behind.Dump, files[1].Part))
+				for _, f := range files[2:] {
+					require.NoError(t, d.RemoveParts(in.Run, run.Hold{Fence: 9}, f.Final))
+				}
+				require.NoError(t, second(d.Clean(context.Background(), runID("a"), true)))
+				requireOnly(t, d.behind)
+			})
+		})
+	}
+}
+
+// Any name that is not seen, though it is there: no set is lost by it.
+func TestNoSetIsLostByWhatIsNotSeen(t *testing.T) {
+	d := newFaulty(t)
+	var files []CommitFile
+	d.each(t, syscall.ENOENT, false, func() { files = d.begin(t, 5) }, func() { _, _ = d.Clean(context.Background(), runID("a"), false) }, func(k int) {
+		require.Equal(t, 5, d.whole(files), "operation %d", k)
+	})
 }
 
 // The sweeper finds what is left, whatever failed before.

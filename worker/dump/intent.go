@@ -26,7 +26,7 @@ type Intent struct {
 	Created  time.Time `json:"created"`
 	Names    []string  `json:"names"` // final names; parts are .<name>.<run>.<hold>.part
 	Temp     string    `json:"temp"`
-	// Commit is set right before the first rename. It stays after files were taken back.
+	// Commit is set right before the first rename. Who takes files back and goes on clears it.
 	Commit *Commit `json:"commit"`
 }
 

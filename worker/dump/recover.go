@@ -13,27 +13,63 @@ import (
 // Standing finds the committed set of a run by its manifest alone: the intent may
 // be gone already. Without an id every manifest is looked at. The manifest comes without
 // its list of files; one of a later version has only its set and run. nil without an
-// error means that the run has certainly committed no set: the manifest is not there,
-// or is another run's. Whatever else keeps it from being read is an error, after
-// which nothing of the run may be removed.
+// error means that no set of the run is seen: the manifest is not there, or is another
+// run's. Whatever else keeps it from being read is an error, and so is a set whose
+// archives are not there whole: after that nothing of the run may be removed. Not to
+// see a manifest is no leave to remove what has a final name; seal gives that.
 func (d *Directory) Standing(runID string, id set.ID) (*set.Manifest, error) {
 	if _, err := set.ParseID(string(id)); err != nil {
 		return d.standingAnywhere(runID)
 	}
-	m, err := set.ReadHead(filepath.Join(d.Dump, id.ManifestName()))
+	m, err := d.manifest(runID, id)
+	if err != nil || m == nil || m.Run != runID {
+		return nil, err
+	}
+	return m, nil
+}
+
+// manifest reads the manifest under an id, the run's with a look at its archives, or
+// another's: nil without an error means that none is seen.
+func (d *Directory) manifest(runID string, id set.ID) (*set.Manifest, error) {
+	path := filepath.Join(d.Dump, id.ManifestName())
+	m, err := set.ReadHead(path)
 	switch {
-	case m != nil && m.Run == runID:
+	case m != nil && m.Run == runID && err == nil:
+		if err := d.whole(m); err != nil {
+			return nil, err
+		}
 		return m, nil
-	case m != nil && m.Run != "":
-		return nil, nil
+	case m != nil && m.Run != "": // another's, or of a later version, which says nothing of its archives
+		return m, nil
 	case errors.Is(err, fs.ErrNotExist):
+		if _, at := os.Lstat(path); !errors.Is(at, fs.ErrNotExist) { // a link that leads nowhere now, or one that has just been made
+			break
+		}
 		if err = d.present(runID); err == nil {
 			return nil, nil
 		}
+	case d.isMark(runID, path): // a cleanup was cut short (sealByName)
+		return nil, nil
 	case err == nil:
 		err = fmt.Errorf("%s names no run", id.ManifestName())
 	}
 	return nil, fmt.Errorf("look whether set %s of run %s is committed: %w: nothing of the run is removed until that is known", id, runID, err)
+}
+
+// whole tells an error where an archive of a committed set is not there with the size
+// that its manifest says: no run has succeeded with such a set.
+func (d *Directory) whole(m *set.Manifest) error {
+	for _, a := range m.Archives {
+		st, err := os.Stat(filepath.Join(d.Dump, a.Name))
+		if err == nil && st.Size() != a.Size {
+			err = fmt.Errorf("%s has %d bytes, its manifest says %d", a.Name, st.Size(), a.Size)
+		}
+		if err != nil {
+			return fmt.Errorf("look at the archives of set %s of run %s, which is committed: %w: nothing of the run is removed; bring the archive back, or, if the set is not needed, remove its files and .%s%s by hand",
+				m.Set, m.Run, err, m.Run, intentSuffix)
+		}
+	}
+	return nil
 }
 
 // standingAnywhere looks for a set of a run that has reserved no id, as its record says:
@@ -47,7 +83,7 @@ func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 	for _, e := range entries {
 		if id, ok := set.IDOfName(e.Name()); ok && e.Name() == id.ManifestName() {
 			if m, _ := set.ReadHead(filepath.Join(d.Dump, e.Name())); m != nil && m.Run == runID {
-				return m, nil
+				return d.manifest(runID, id)
 			}
 		}
 	}
@@ -78,14 +114,23 @@ func (d *Directory) present(runID string) error {
 
 // Recover looks at a run whose worker died in the commit. With forward it finishes
 // the commit if every file is there as the intent says; otherwise it takes the final
-// names back. It tells whether the set stands. An error is told before anything was
-// taken back, but for what could not be removed.
+// names back, and the intent names no commit any more: who goes on may remove parts. It
+// tells whether the set stands. An error is told before anything was taken back, but for
+// what could not be removed.
 func (d *Directory) Recover(runID string, forward bool) (bool, error) {
 	in, stands, err := d.finish(runID, forward)
 	if err != nil || stands || in.Commit == nil {
 		return stands, err
 	}
-	return false, d.takeBack(in)
+	if err := d.takeBack(in); err != nil {
+		return false, err
+	}
+	taken := in.taken()
+	in.Commit = nil
+	if err := d.writeIntent(in); err != nil {
+		return false, err
+	}
+	return false, d.removeHere(runID, func(name string) bool { return name == taken })
 }
 
 // finish reads a run's intent, finishes its commit if it may and can, and tells whether
@@ -99,11 +144,14 @@ func (d *Directory) finish(runID string, forward bool) (in Intent, stands bool, 
 	if err != nil {
 		return Intent{}, false, err
 	}
-	m, err := d.Standing(in.Run, in.Set)
-	if err != nil {
+	m, err := d.manifest(in.Run, in.Set)
+	switch {
+	case err != nil:
 		return in, false, err
-	}
-	if m != nil {
+	case m != nil && m.Run != in.Run: // it has the name, and all others of the id are its set's
+		in.Commit = nil
+		return in, false, nil
+	case m != nil:
 		return in, true, set.SyncDir(d.Dump)
 	}
 	if !forward || in.Commit == nil {
@@ -135,39 +183,4 @@ func (d *Directory) complete(in Intent) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// errCommitted means that an attempt committed while its commit was looked at.
-var errCommitted = errors.New("its set was committed meanwhile: look again")
-
-// takeBack removes our files from their final names. The intent stays as it is: to write
-// it anew would need room, and who comes after finds the files gone.
-//
-// The manifest's part goes first. An attempt may be at this very commit still, frozen or
-// with a lock that its file system lost: either it has given the manifest its name, and
-// nothing is taken back, or it can make no set any more.
-func (d *Directory) takeBack(in Intent) error {
-	manifest := in.Commit.Files[len(in.Commit.Files)-1]
-	err := ignoring(os.Remove(filepath.Join(d.Dump, manifest.Part)), fs.ErrNotExist)
-	if err == nil {
-		var stands bool
-		if stands, err = manifest.is(filepath.Join(d.Dump, manifest.Final)); stands {
-			err = errCommitted
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("take back the broken commit of set %s: %w", in.Set, err)
-	}
-	var errs []error
-	for _, f := range in.Commit.Files {
-		path := filepath.Join(d.Dump, f.Final)
-		ours, err := f.is(path)
-		if err == nil && ours {
-			err = os.Remove(path)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("take back %s of the broken commit of set %s: %w", f.Final, in.Set, err))
-		}
-	}
-	return errors.Join(append(errs, set.SyncDir(d.Dump))...)
 }

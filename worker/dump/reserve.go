@@ -35,15 +35,31 @@ const (
 // newest set. A run that has reserved before gets the same id again. The texts are
 // warnings: what it could not read of others.
 func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, now time.Time) (Intent, []string, error) {
-	lock, err := flockFile(ctx, filepath.Join(d.Dump, lockName), reserveWait)
-	if err != nil {
-		return Intent{}, nil, permanentIfFull(fmt.Errorf("lock the dump directory %s: %w", d.Dump, err))
+	for {
+		lock, err := flockFile(ctx, filepath.Join(d.Dump, lockName), reserveWait)
+		if err != nil {
+			return Intent{}, nil, permanentIfFull(fmt.Errorf("lock the dump directory %s: %w", d.Dump, err))
+		}
+		in, err := d.ReadIntent(runID)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			lock.Close()
+			return in, nil, err
+		}
+		in, unread, err := d.reserve(ctx, runID, catalogVersion, now)
+		if err == nil && flockAgain(lock) != nil { // somebody removed the file: another may have reserved the same
+			if err = d.removeIntent(runID); err == nil {
+				err = errReplaced
+			}
+		}
+		lock.Close()
+		if !errors.Is(err, errReplaced) {
+			return in, unread, err
+		}
 	}
-	defer lock.Close()
-	in, err := d.ReadIntent(runID)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return in, nil, err
-	}
+}
+
+// reserve writes the intent of a run that has none. The caller holds the dump lock.
+func (d *Directory) reserve(ctx context.Context, runID, catalogVersion string, now time.Time) (Intent, []string, error) {
 	reading, stop := context.WithTimeout(ctx, readLimit)
 	defer stop()
 	others, err := d.taken(reading, now)
@@ -65,10 +81,7 @@ func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, n
 	if _, err := set.ParseID(string(id)); err != nil {
 		return Intent{}, nil, stage.Permanentf("reserve a set id in %s: %w: the newest set there is of %s, and a new one must be later; if the clock was wrong then, move that set to another directory", d.Dump, err, others.newest.Format(time.RFC3339))
 	}
-	if err := flockAgain(lock); err != nil { // removed by hand: somebody else reserves under another
-		return Intent{}, nil, fmt.Errorf("reserve a set id: the lock %s was lost: %w", lock.Name(), err)
-	}
-	in = Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
+	in := Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
 	return in, others.unread, d.writeIntent(in)
 }
 
@@ -158,19 +171,21 @@ func readWithin[T any](ctx context.Context, most time.Duration, name string, rea
 	}
 }
 
-// flockFile takes an exclusive lock, waiting for it at most that long. Closing gives it back.
+// flockFile takes an exclusive lock on the file at path, waiting for it at most that
+// long. Closing gives it back.
 func flockFile(ctx context.Context, path string, most time.Duration) (*os.File, error) {
 	limit := time.NewTimer(most)
 	defer limit.Stop()
 	for {
 		f, err := takeFlock(path, os.O_RDWR|os.O_CREATE)
-		switch {
-		case err == nil:
+		if err == nil {
 			return f, nil
-		case errors.Is(err, unix.ELOOP):
+		}
+		if errors.Is(err, unix.ELOOP) {
 			return nil, fmt.Errorf("%s is a symbolic link; remove the link, the file is made anew", path)
-		case !errors.Is(err, ErrHeld) && !errors.Is(err, errReplaced):
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if !errors.Is(err, ErrHeld) && !errors.Is(err, errReplaced) {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():

@@ -45,12 +45,14 @@ type child struct {
 	hold run.Hold
 }
 
-// everyHold is above those of all attempts.
+// everyHold is that of who may remove what all attempts left.
 var everyHold = run.Hold{Fence: math.MaxInt64}
 
 // mayRemove tells whether what left has made may be removed by who has the hold h: its
 // own, and what earlier attempts left.
-func mayRemove(h, left run.Hold) bool { return h == left || left.Fence < h.Fence }
+func mayRemove(h, left run.Hold) bool {
+	return h == left || h == everyHold || left.Fence < h.Fence
+}
 
 func (s staging) path() string { return filepath.Join(s.d.Dump, s.name) }
 

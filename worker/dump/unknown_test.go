@@ -205,7 +205,9 @@ func TestWhatCannotBeRemovedDoesNotKeepTheRest(t *testing.T) {
 	require.ErrorContains(t, err, "_eb_backup.tar.gz")
 	require.ErrorContains(t, err, "repo/x")
 	d.fs.Hook(nil)
-	requireOnly(t, d.behind, "."+runID("a")+intentSuffix, "pgbackrest", "202109232027_1-1_alation_eb_backup.tar.gz")
+	in, err := d.behind.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	requireOnly(t, d.behind, "."+runID("a")+intentSuffix, in.taken(), "pgbackrest", "202109232027_1-1_alation_eb_backup.tar.gz")
 	require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
 	requireOnly(t, d.behind)
 }

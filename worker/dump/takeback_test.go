@@ -1,0 +1,322 @@
+package dump
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"catalog-backup/shared/lab/faultfs"
+	"catalog-backup/shared/run"
+	"catalog-backup/shared/set"
+
+	gofs "github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// forgetful shows a directory as another host sees it, which remembers for a while that
+// a name was not there.
+func forgetful(t *testing.T, backing string, while time.Duration) string {
+	t.Helper()
+	at := t.TempDir()
+	root, err := gofs.NewLoopbackRoot(backing)
+	require.NoError(t, err)
+	never := time.Duration(0)
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(backing, &st))
+	raw := gofs.NewNodeFS(root, &gofs.Options{EntryTimeout: &never, AttrTimeout: &never, NegativeTimeout: &while, RootStableAttr: &gofs.StableAttr{Ino: st.Ino, Gen: 1}})
+	s, err := fuse.NewServer(raw, at, &fuse.MountOptions{DirectMountStrict: true, EnableLocks: true, DisableReadDirPlus: true})
+	require.NoError(t, err)
+	go s.Serve()
+	require.NoError(t, s.WaitMount())
+	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	return at
+}
+
+// Another host of the node looked for the manifest before it was made, and is told for a
+// while that it is not there: it takes nothing back, and tells no end.
+func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
+	for _, forward := range []bool{true, false} {
+		t.Run(fmt.Sprint("forward ", forward), func(t *testing.T) {
+			t.Parallel()
+			a := newDirectory(t)
+			b := *a
+			b.Dump = forgetful(t, a.Dump, 1500*time.Millisecond)
+			in, files := parts(t, a, runID("a"), 2)
+			m, err := b.Standing(in.Run, in.Set)
+			require.NoError(t, err)
+			require.Nil(t, m)
+			require.NoError(t, a.Commit(in.Run, files, yes))
+			stands, err := b.Clean(context.Background(), in.Run, forward)
+			require.False(t, stands)
+			require.ErrorIs(t, err, errCommitted)
+			require.ErrorContains(t, err, in.Set.ManifestName())
+			_, err = b.Recover(in.Run, forward)
+			if err == nil { // the refusal may have told its host
+				stands, err = b.Recover(in.Run, forward)
+				require.NoError(t, err)
+				require.True(t, stands)
+			}
+			requireOnly(t, a, append(finals(files), "."+in.Run+intentSuffix)...)
+			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 10*time.Second, 50*time.Millisecond)
+			stands, err = b.Clean(context.Background(), in.Run, forward)
+			require.NoError(t, err)
+			require.True(t, stands)
+			requireOnly(t, a, finals(files)...)
+		})
+	}
+}
+
+// cut makes a run whose commit stopped after that many renames.
+func cut(t *testing.T, d *Directory, name string, renames int) (Intent, []CommitFile) {
+	t.Helper()
+	_, files := parts(t, d, runID(name), 1)
+	require.ErrorIs(t, d.Commit(runID(name), files, func() error { return run.ErrFenced }), run.ErrFenced)
+	for _, f := range files[:renames] {
+		require.NoError(t, os.Rename(filepath.Join(d.Dump, f.Part), filepath.Join(d.Dump, f.Final)))
+	}
+	in, err := d.ReadIntent(runID(name))
+	require.NoError(t, err)
+	return in, files
+}
+
+// What seals a commit stays while the intent names the commit, whoever removes parts.
+func TestSealStaysWithItsIntent(t *testing.T) {
+	d := newDirectory(t)
+	in, files := cut(t, d, "a", 4)
+	require.NoError(t, d.seal(in))
+	require.NoError(t, d.RemoveParts(in.Run, run.Hold{Fence: 9}, in.Set.ManifestName()))
+	require.FileExists(t, filepath.Join(d.Dump, in.taken()))
+	require.NoError(t, d.seal(in), "again")
+	stands, err := d.Recover(in.Run, true)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d, "."+in.Run+intentSuffix)
+	again, err := d.ReadIntent(in.Run)
+	require.NoError(t, err)
+	require.Nil(t, again.Commit, "who goes on may remove parts")
+	require.Equal(t, in.Set, again.Set)
+	_, more := parts(t, d, in.Run, 2)
+	require.NoError(t, d.Commit(in.Run, more, yes))
+	require.Equal(t, finals(files), finals(more))
+	stands, err = d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.True(t, stands)
+
+	// A kill between the intent's removal and the seal's.
+	d = newDirectory(t)
+	in, _ = cut(t, d, "a", 4)
+	require.NoError(t, d.seal(in))
+	d.Now = func() time.Time { return time.Now().Add(debrisAge + time.Minute) }
+	require.NoError(t, d.RemoveDebris())
+	require.FileExists(t, filepath.Join(d.Dump, in.taken()), "its intent is there")
+	require.NoError(t, os.Remove(d.intentPath(in.Run)))
+	require.NoError(t, d.RemoveDebris())
+	require.NoFileExists(t, filepath.Join(d.Dump, in.taken()))
+}
+
+// Neither the manifest nor its part is there: somebody removed one of them, or an earlier
+// version took the commit back. The name says so, once it was taken; a kill at any step
+// of that is taken up again.
+func TestNeitherManifestNorItsPart(t *testing.T) {
+	d := newFaulty(t)
+	var in Intent
+	begin := func() {
+		d.begin(t, 2)
+		var err error
+		in, err = d.behind.ReadIntent(runID("a"))
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(filepath.Join(d.behind.Dump, in.Commit.manifest().Part)))
+	}
+	kills := 0
+	for _, kill := range []string{faultfs.Link, faultfs.Unlink, faultfs.Fsyncdir} {
+		for k := 1; k <= 2; k++ {
+			begin()
+			n, dead := 0, false
+			d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+				if op.Kind == kill {
+					n++
+				}
+				if dead = dead || n == k && op.Kind == kill; dead {
+					return syscall.EIO
+				}
+				return 0
+			})
+			_, err := d.Clean(context.Background(), in.Run, true)
+			require.Error(t, err)
+			d.fs.Hook(nil)
+			kills++
+			_, err = d.Standing(in.Run, in.Set)
+			require.NoError(t, err)
+			stands, err := d.Clean(context.Background(), in.Run, true)
+			require.NoError(t, err, "%s %d", kill, k)
+			require.False(t, stands)
+			requireOnly(t, d.behind)
+		}
+	}
+	require.Equal(t, 6, kills)
+
+	// No links there: nothing is known, and nothing is removed.
+	begin()
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Link {
+			return syscall.EPERM
+		}
+		return 0
+	})
+	before, err := os.ReadDir(d.behind.Dump)
+	require.NoError(t, err)
+	_, err = d.Clean(context.Background(), in.Run, true)
+	require.ErrorIs(t, err, errUnsealed)
+	require.ErrorContains(t, err, "by hand")
+	after, err := os.ReadDir(d.behind.Dump)
+	require.NoError(t, err)
+	require.Len(t, after, len(before))
+}
+
+// A file system without RENAME_NOREPLACE: the commit gives the manifest its name by a
+// link, and stops before the part's name goes.
+func TestCommitByLinkIsNotTakenBack(t *testing.T) {
+	d := newFaulty(t)
+	files := d.begin(t, 4)
+	in, err := d.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	m := in.Commit.manifest()
+	hidden := true
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		switch {
+		case op.Kind == faultfs.Rename && op.Flags != 0:
+			return syscall.EINVAL
+		case op.Kind == faultfs.Rename && strings.HasSuffix(op.To, takenSuffix): // the committer is as far when the other has seen no manifest
+			_ = os.Link(filepath.Join(d.fs.Backing, op.Path), filepath.Join(d.fs.Backing, filepath.Dir(op.Path), m.Final))
+		case op.Kind == faultfs.Lookup && filepath.Base(op.Path) == m.Final && hidden: // nor sees it yet
+			return syscall.ENOENT
+		}
+		return 0
+	})
+	_, err = d.Clean(context.Background(), in.Run, false)
+	require.ErrorIs(t, err, errCommitted)
+	require.Equal(t, 5, d.whole(files))
+	hidden = false
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.True(t, stands)
+	requireOnly(t, d.behind, finals(files)...)
+}
+
+// One who commits still gives archives their names while another cleans or takes back:
+// they go, too.
+func TestCleanBesideACommitter(t *testing.T) {
+	for _, goesOn := range []bool{false, true} {
+		d := newFaulty(t)
+		d.begin(t, 0)
+		in, err := d.ReadIntent(runID("a"))
+		require.NoError(t, err)
+		d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+			if op.Kind == faultfs.Unlink { // the first part goes, or else the first final name was looked at
+				for _, f := range in.Commit.Files {
+					if !goesOn || f.Final != in.Set.EventBusName() {
+						_ = os.Rename(filepath.Join(d.behind.Dump, f.Part), filepath.Join(d.behind.Dump, f.Final))
+					}
+				}
+			}
+			return 0
+		})
+		if goesOn {
+			require.NoError(t, second(d.Recover(in.Run, false)))
+			for _, f := range in.Commit.Files {
+				require.NoFileExists(t, filepath.Join(d.behind.Dump, f.Final))
+			}
+			continue
+		}
+		stands, err := d.Clean(context.Background(), in.Run, false)
+		require.NoError(t, err)
+		require.False(t, stands)
+		requireOnly(t, d.behind)
+	}
+}
+
+// A disk so full that no name fits: the staging gives it room, the rest waits.
+func TestSealWithoutRoom(t *testing.T) {
+	d := newFaulty(t)
+	files := d.begin(t, 2)
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Rename {
+			if _, err := os.Stat(d.behind.PostgresParent()); err == nil {
+				return syscall.ENOSPC
+			}
+		}
+		return 0
+	})
+	require.ErrorIs(t, second(d.Clean(context.Background(), runID("a"), false)), unix.ENOSPC)
+	require.Equal(t, 2, d.whole(files))
+	require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
+	requireOnly(t, d.behind)
+}
+
+// A link to where nothing is now is no manifest that is not there.
+func TestManifestThatIsADanglingLink(t *testing.T) {
+	d := newDirectory(t)
+	id, files := committed(t, d)
+	path := filepath.Join(d.Dump, id.ManifestName())
+	away := filepath.Join(t.TempDir(), "manifest")
+	require.NoError(t, os.Symlink(away, path+".link"))
+	require.NoError(t, os.Rename(path, path+".kept"))
+	require.NoError(t, os.Rename(path+".link", path))
+	for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Clean(context.Background(), runID("a"), false))} {
+		require.ErrorContains(t, err, id.ManifestName())
+	}
+	for _, f := range files {
+		_, err := os.Lstat(filepath.Join(d.Dump, f.Final))
+		require.NoError(t, err)
+	}
+	require.NoError(t, os.Rename(path+".kept", path))
+	stands, err := d.Clean(context.Background(), runID("a"), false)
+	require.NoError(t, err)
+	require.True(t, stands)
+}
+
+// Under another run's manifest, all final names are its set's.
+func TestAnotherRunsSetIsNotTakenBack(t *testing.T) {
+	d := newDirectory(t)
+	_, files := committed(t, d)
+	in, err := d.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(d.intentPath(runID("a")), filepath.Join(t.TempDir(), "intent")))
+	in.Run = runID("b")
+	in.Commit.Files = append([]CommitFile{}, in.Commit.Files...)
+	for i, f := range in.Commit.Files { // the inodes are in use again
+		in.Commit.Files[i].Part, in.Commit.Files[i].ModTime = set.PartName(f.Final, in.Run, "1"), 0
+	}
+	require.NoError(t, d.writeIntent(in))
+	require.NoError(t, os.WriteFile(filepath.Join(d.Dump, in.Commit.manifest().Part), []byte("x"), 0o600))
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d, finals(files)...)
+}
+
+// A set whose archive is not there whole is told as none, and nothing is removed.
+func TestSetWithoutItsArchives(t *testing.T) {
+	for _, cripple := range []func(path string) error{os.Remove, func(path string) error { return os.Truncate(path, 1) }} {
+		d := newDirectory(t)
+		id, _ := committed(t, d)
+		path := filepath.Join(d.Dump, id.EventBusName())
+		require.NoError(t, cripple(path))
+		for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Standing(runID("a"), "")), second(d.Clean(context.Background(), runID("a"), true)), second(d.Recover(runID("a"), true))} {
+			require.ErrorContains(t, err, id.EventBusName())
+		}
+		require.FileExists(t, d.intentPath(runID("a")))
+		require.FileExists(t, filepath.Join(d.Dump, id.MainName()))
+		require.NoError(t, os.WriteFile(path, []byte("events"), 0o600))
+		m, err := d.Standing(runID("a"), id)
+		require.NoError(t, err)
+		require.NotNil(t, m)
+	}
+}
