@@ -150,7 +150,19 @@ func (s *site) worker(instance, node string) {
 	s.t.Helper()
 	require.NoError(s.t, s.store.SignIn(ctx, instance, run.Worker{ID: node + "-4711-ab12cd34", Node: node, Host: "catalog-" + node, PID: 4711, Version: "1.2.3", Started: time.Now().Add(-49 * time.Hour)}))
 	// A sign lasts for seconds; these tests take longer.
-	s.rdb.Persist(ctx, "catalog-backup:"+instance+":worker:"+node+"-4711-ab12cd34")
+	ended, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-ended:
+				return
+			case <-time.After(2 * time.Second):
+				_ = s.rdb.PExpire(ctx, "catalog-backup:"+instance+":worker:"+node+"-4711-ab12cd34", 12*time.Second).Err()
+			}
+		}
+	}()
+	s.t.Cleanup(func() { close(ended); <-stopped })
 }
 
 func summary(id string, age time.Duration, size int64, proof *set.Proof) set.Summary {

@@ -40,10 +40,23 @@ func (s *Store) Holder(ctx context.Context, instance string) (string, error) {
 func (s *Store) ReleaseLock(ctx context.Context, instance string) error {
 	holder, err := s.rdb.Get(ctx, lockKey(instance)).Result()
 	if err == nil || errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "WRONGTYPE") {
-		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance)}, holder)
+		_, err = s.call(ctx, releaseScript, []string{runKey(holder), lockKey(instance), openKey(instance), runsKey(instance)}, holder)
 	}
 	if err != nil {
 		return fmt.Errorf("look whether the instance's lock is to be freed: %w", err)
 	}
 	return nil
+}
+
+// Reopen makes an open run known again where its instance's set of them does not name it.
+// beside is the run that took the lock meanwhile, "" if none did.
+func (s *Store) Reopen(ctx context.Context, r Record) (beside string, err error) {
+	out, err := s.call(ctx, reopenScript, s.keys(r)[:3])
+	if err != nil {
+		return "", fmt.Errorf("make run %s known again: %w", r.ID, err)
+	}
+	if out[0] == "beside" {
+		beside = out[1]
+	}
+	return beside, nil
 }

@@ -3,7 +3,6 @@ package run
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -49,10 +48,12 @@ func (s *Store) Join(ctx context.Context, instance string, w Worker) (int64, err
 }
 
 // joinScript: KEYS workers, worker; ARGV id, text, ttl in ms, prefix of workers' keys.
-var joinScript = redis.NewScript(`
+var joinScript = redis.NewScript(typed + `
+typed(KEYS[1], 'set')
 local t = redis.call('TIME')
 local at = tonumber(t[1]) * 1000000 + tonumber(t[2])
 for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  typed(ARGV[4] .. id, 'string')
   local joined = string.match(redis.call('GET', ARGV[4] .. id) or '', '"joined":(%d+)[,}]')
   if joined and tonumber(joined) >= at then at = tonumber(joined) + 1 end
 end
@@ -65,9 +66,9 @@ return string.format('%.0f', at)
 // Sign is for how long the worker counts as live if it gives no more sign; zero if it
 // does not. It grows with each sign.
 func (s *Store) Sign(ctx context.Context, instance, id string) (time.Duration, error) {
-	left, err := s.rdb.PTTL(ctx, workerKey(instance, id)).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	left, err := lastsScript.Run(ctx, s.rdb, []string{workerKey(instance, id)}, presenceTTL.Milliseconds()).Int64()
+	if err != nil {
 		return 0, fmt.Errorf("look for the sign of worker %s: %w", id, err)
 	}
-	return max(left, 0), nil
+	return time.Duration(left) * time.Millisecond, nil
 }

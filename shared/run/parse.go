@@ -179,8 +179,21 @@ func (r *reader) attempts() []Attempt {
 	return out
 }
 
-// parse turns the hash into a Record.
-func parse(id string, h map[string]string) (Record, error) {
+// longestWait is longer than any wait before a retry, of 10 minutes at most (queue.backoff).
+// One that is to last longer was written by a clock that was ahead and was set back.
+const longestWait = 11 * time.Minute
+
+func (r *reader) notBefore(now time.Time) *time.Time {
+	t := r.time("not_before")
+	if t != nil && t.Sub(now) > longestWait {
+		r.tell("not_before", "%q is further away than any retry waits", r.h["not_before"])
+		return nil
+	}
+	return t
+}
+
+// parse turns the hash, as it is now, into a Record.
+func parse(id string, h map[string]string, now time.Time) (Record, error) {
 	if h["state"] == "" {
 		return Record{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
@@ -191,7 +204,7 @@ func parse(id string, h map[string]string) (Record, error) {
 		Fence: hold.Fence, Token: hold.Token, Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
 		Attempt: int(f.num("attempt")), Errors: int(f.num("errors")), Crashes: int(f.num("crashes")),
 		Interruptions: int(f.num("interruptions")), Cleanups: int(f.num("cleanups")),
-		Started: f.time("started"), Ended: f.time("ended"), NotBefore: f.time("not_before"), Deadline: f.time("deadline"),
+		Started: f.time("started"), Ended: f.time("ended"), NotBefore: f.notBefore(now), Deadline: f.time("deadline"),
 		EndingSince: f.time("ending_since"), CancelSince: f.time("cancel_since"),
 		BytesDone: f.optional("bytes_done"), BytesTotal: f.optional("bytes_total"), Rate: f.optional("rate"),
 		Warnings: f.texts("warnings"), Notes: f.texts("notes"), Archives: f.texts("archives"),

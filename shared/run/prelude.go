@@ -5,7 +5,10 @@ package run
 // fields in the same way, and tells them.
 var prelude = typed + `
 local run = KEYS[1]
-local id = string.sub(run, #'` + keyPrefix + `run:' + 1)
+-- named is the id of a run's key, nil if it is none (ValidID)
+local id_pattern = '^' .. string.rep('%d', 8) .. 't' .. string.rep('%d', 6) .. 'z%-' .. string.rep('[a-z2-7]', 8) .. '$'
+local function named(key) return string.match(string.sub(key, #'` + keyPrefix + `run:' + 1), id_pattern) end
+local id = named(run) or ''
 -- get is a field's text, '' if there is none. A key of another type is no record.
 local function get(f)
   local v = redis.pcall('HGET', run, f)
@@ -18,11 +21,13 @@ local function num(f) return whole(get(f)) or 0 end
 -- now is what is written, true_now what waits and limits are reckoned from
 local true_now = the_time(ARGV[1])
 local now = never_back(true_now, get('updated'))
+-- reached: it is a time, and not one to come
+local function reached(t) local s = seconds(t); return s and s <= seconds(true_now) end
 ` + counting + `
 local function set(...) redis.call('HSET', run, 'updated', now, ...) end
--- state is '' without a record. A word that is none counts as running until there is an end.
+-- state is '' without a record, and of what is no run. A word that is none counts as running until there is an end.
 local function state()
-  local s = get('state')
+  local s = named(run) and get('state') or ''
   if s == '' or s == 'queued' or s == 'running' or s == 'succeeded' or s == 'failed' or s == 'cancelled' then return s end
   return get('ended') == '' and 'running' or 'failed'
 end
@@ -99,18 +104,21 @@ end
 -- to_cleanup makes an open run end as how. The fence grows, so that an attempt that still runs may touch nothing more.
 local function to_cleanup(how, err)
   raise()
-  set('ending', how, 'ending_since', now, 'error', err, 'state', 'running')
+  set('ending', how, 'ending_since', true_now, 'error', err, 'state', 'running')
   reset_counters()
   fresh_task('cleanup')
 end
 -- still_open drops the runs that are over or have no record from the set of open runs, and
--- gives one that is open. It has the lock, also where that went without it.
-local function still_open(lock, open)
+-- gives one that is open. It has the lock, also where that went without it. One of the last runs
+-- that is open is in the set, also where that went without it.
+local function still_open(lock, open, runs)
   local found
-  for _, other in ipairs(redis.call('SMEMBERS', open)) do
+  local function look(other)
     run = '` + keyPrefix + `run:' .. other
-    if over() then redis.call('SREM', open, other) else found = other end
+    if over() then redis.call('SREM', open, other) else redis.call('SADD', open, other); found = other end
   end
+  for _, other in ipairs(redis.call('ZREVRANGE', runs, 0, 19)) do look(other) end
+  for _, other in ipairs(redis.call('SMEMBERS', open)) do look(other) end
   run = KEYS[1]
   if found and not redis.call('GET', lock) then redis.call('SET', lock, found) end
   return found
@@ -123,5 +131,14 @@ const typed = `
 local function typed(key, kind)
   local t = redis.call('TYPE', key).ok
   if t ~= 'none' and t ~= kind then redis.call('DEL', key) end
+end
+-- lasts is for how many ms a key lives yet, ms at most. Redis keeps the moment of its end: where a
+-- clock that was ahead, or an odd hand, set that later, or none, it is set anew.
+local function lasts(key, ms)
+  local left = redis.call('PTTL', key)
+  if left >= 0 and left <= ms then return left end
+  if left == -2 then return 0 end
+  redis.pcall('PEXPIRE', key, ms)
+  return ms
 end
 `

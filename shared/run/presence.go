@@ -68,22 +68,14 @@ func (s *Store) SignedIn(ctx context.Context, instance, id string) (bool, error)
 
 // Workers lists the live workers of the instance.
 func (s *Store) Workers(ctx context.Context, instance string) ([]Worker, error) {
-	ids, err := s.rdb.SMembers(ctx, workersKey(instance)).Result()
+	texts, err := workersScript.Run(ctx, s.rdb, []string{workersKey(instance)}, workerKey(instance, ""), presenceTTL.Milliseconds()).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("list workers: %w", err)
 	}
 	live := []Worker{}
-	for _, id := range ids {
-		b, err := s.rdb.Get(ctx, workerKey(instance, id)).Bytes()
-		if err == redis.Nil {
-			s.rdb.SRem(ctx, workersKey(instance), id)
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list workers: %w", err)
-		}
+	for _, text := range texts {
 		var w Worker
-		if json.Unmarshal(b, &w) == nil {
+		if json.Unmarshal([]byte(text), &w) == nil {
 			live = append(live, w)
 		}
 	}
@@ -101,28 +93,19 @@ func (s *Store) Instances(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// NodeSeen is when a worker of the node last gave a sign; zero if never.
+// NodeSeen is when a worker of the node last gave a sign; zero if never. One that is to come,
+// of a clock that was ahead, becomes one of now: a node that is gone ages from there.
 func (s *Store) NodeSeen(ctx context.Context, instance, node string) (time.Time, error) {
-	v, err := s.rdb.HGet(ctx, nodesKey(instance), node).Result()
-	if err != nil && err != redis.Nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+	out, err := s.call(ctx, nodeSeenScript, []string{nodesKey(instance)}, node)
+	if err != nil {
 		return time.Time{}, fmt.Errorf("read the last sign of node %s: %w", node, err)
 	}
-	t, _ := time.Parse(time.RFC3339Nano, v) // one that is damaged is none
+	t, _ := time.Parse(time.RFC3339Nano, out[0]) // one that is damaged is none
 	return t, nil
 }
 
-// Lead takes or keeps the leadership of the instance's reconcilers for ttl.
+// Lead takes or keeps the leadership of the instance's reconcilers for ttl. Nobody has it
+// for longer without keeping it, whatever became of the key.
 func (s *Store) Lead(ctx context.Context, instance, worker string, ttl time.Duration) (bool, error) {
-	ok, err := s.rdb.SetNX(ctx, leaderKey(instance), worker, ttl).Result()
-	if err != nil || ok {
-		return ok, err
-	}
-	holder, err := s.rdb.Get(ctx, leaderKey(instance)).Result()
-	if err == redis.Nil {
-		return false, nil
-	}
-	if err != nil || holder != worker {
-		return false, err
-	}
-	return true, s.rdb.PExpire(ctx, leaderKey(instance), ttl).Err()
+	return leadScript.Run(ctx, s.rdb, []string{leaderKey(instance)}, worker, ttl.Milliseconds()).Bool()
 }

@@ -94,7 +94,7 @@ func TestReleaseSparesALockTakenMeanwhile(t *testing.T) {
 	b := newBench(t)
 	old := succeeded(b)
 	r := b.begin()
-	out, err := b.call(ctx, releaseScript, []string{runKey(old.ID), lockKey(b.instance), openKey(b.instance)}, old.ID)
+	out, err := b.call(ctx, releaseScript, []string{runKey(old.ID), lockKey(b.instance), openKey(b.instance), runsKey(b.instance)}, old.ID)
 	require.NoError(t, err)
 	require.Equal(t, "held", out[0])
 	require.Equal(t, r.ID, b.locked())

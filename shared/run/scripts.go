@@ -21,7 +21,7 @@ redis.call('SET', KEYS[5], ARGV[7], 'NX')
 local holder = redis.call('GET', KEYS[2])
 if holder then return {'busy', holder} end
 if redis.call('EXISTS', run) == 1 then return {'exists'} end
-local other = still_open(KEYS[2], KEYS[3])
+local other = still_open(KEYS[2], KEYS[3], KEYS[4])
 if other then return {'busy', other} end
 local epoch = redis.call('GET', KEYS[5])
 redis.call('SET', KEYS[2], ARGV[2])
@@ -50,7 +50,10 @@ if cancelling() then return {'cancel'} end
 close_attempts('interrupted', 'another attempt took the place of this one, which had not told how it ended')
 raise()
 local fence, attempt = fence(), num('attempt') + 1
-if not seconds(get('started')) then set('started', now) end
+-- A time later than now is of a clock that was ahead and was set back: limits would last until then.
+for _, f in ipairs({'created', 'started'}) do
+  if not reached(get(f)) then set(f, true_now) end
+end
 -- The limit runs from the first claim, so a deadline that is further away than the limit is none.
 local ends, most = seconds(get('deadline')), later(true_now, ARGV[5])
 if not ends or ends > seconds(most) then set('deadline', most) end
@@ -165,7 +168,7 @@ if get('node') == '' and num('claimed') == 0 and ending() == '' then
   return {'closed'}
 end
 set('cancel', '1')
-if not seconds(get('cancel_since')) then set('cancel_since', now) end -- who asks twice does not wait longer
+if not reached(get('cancel_since')) then set('cancel_since', true_now) end -- who asks twice does not wait longer
 return {'asked'}`)
 
 // anew: KEYS run; ARGV now, generation. The task of this generation is gone or completed without effect: make a new
@@ -180,10 +183,9 @@ return {'again', get('generation')}`)
 
 // release frees the instance's lock when the run that holds it is over or has no record,
 // and puts right what an odd hand did to the lock and to the set of open runs.
-// KEYS run (of the holder), lock, open; ARGV now, id. → freed | held
+// KEYS run (of the holder), lock, open, runs; ARGV now, id. → freed | held
 var releaseScript = redis.NewScript(prelude + `
-typed(KEYS[2], 'string')
-typed(KEYS[3], 'set')
+for i, kind in ipairs({'string', 'set', 'zset'}) do typed(KEYS[i + 1], kind) end
 if redis.call('GET', KEYS[2]) == ARGV[2] then
   if not over() then
     redis.call('SADD', KEYS[3], id)
@@ -192,7 +194,7 @@ if redis.call('GET', KEYS[2]) == ARGV[2] then
   redis.call('DEL', KEYS[2])
   redis.call('SREM', KEYS[3], ARGV[2])
 end
-return {still_open(KEYS[2], KEYS[3]) and 'held' or 'freed'}`)
+return {still_open(KEYS[2], KEYS[3], KEYS[4]) and 'held' or 'freed'}`)
 
 // epoch: KEYS epoch; ARGV new epoch. → the epoch, made when there is none
 var epochScript = redis.NewScript(typed + `
@@ -209,3 +211,44 @@ redis.call('SADD', KEYS[2], ARGV[2])
 redis.call('HSET', KEYS[3], ARGV[3], ARGV[4])
 redis.call('SET', KEYS[5], ARGV[5], 'PX', ARGV[6])
 return 'ok'`)
+
+// workers: KEYS workers; ARGV prefix of workers' keys, how long a sign counts (ms). → what the live ones say of
+// themselves. Those that give no sign any more are taken out.
+var workersScript = redis.NewScript(typed + `
+typed(KEYS[1], 'set')
+local live = {}
+for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local key = ARGV[1] .. id
+  typed(key, 'string')
+  if lasts(key, tonumber(ARGV[2])) > 0 then live[#live + 1] = redis.call('GET', key)
+  else redis.pcall('SREM', KEYS[1], id) end
+end
+return live`)
+
+// lasts: KEYS key; ARGV how long it lives at most (ms). → for how long it lives yet (ms)
+var lastsScript = redis.NewScript(typed + `return lasts(KEYS[1], tonumber(ARGV[1]))`)
+
+// lead: KEYS leader; ARGV worker, for how long (ms). → 1, or 0 where another worker leads
+var leadScript = redis.NewScript(typed + `
+typed(KEYS[1], 'string')
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] and lasts(KEYS[1], tonumber(ARGV[2])) > 0 then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1`)
+
+// nodeSeen: KEYS nodes; ARGV now, node. → the node's last sign, ” if there is none
+var nodeSeenScript = redis.NewScript(clock + `
+local at, now = redis.pcall('HGET', KEYS[1], ARGV[2]), the_time(ARGV[1])
+if type(at) ~= 'string' then return {''} end
+if not seconds(at) or seconds(at) <= seconds(now) then return {at} end
+redis.pcall('HSET', KEYS[1], ARGV[2], now)
+return {now}`)
+
+// reopen: KEYS run, lock, open; ARGV now. An open run that is missing in the set of them is put back into it.
+// → known | beside, id of the run that has the lock
+var reopenScript = redis.NewScript(prelude + `
+typed(KEYS[2], 'string')
+typed(KEYS[3], 'set')
+if over() or redis.call('SADD', KEYS[3], id) == 0 then return {'known'} end
+if redis.call('SET', KEYS[2], id, 'NX') or redis.call('GET', KEYS[2]) == id then return {'known'} end
+return {'beside', redis.call('GET', KEYS[2])}`)

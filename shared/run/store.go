@@ -127,7 +127,7 @@ func (s *Store) Start(ctx context.Context, q Request) (Record, error) {
 		}
 		holder, err := s.Get(ctx, out[1])
 		if errors.Is(err, ErrNotFound) || err == nil && holder.State.Over() {
-			if _, err := s.call(ctx, releaseScript, []string{runKey(out[1]), lockKey(q.Instance), openKey(q.Instance)}, out[1]); err != nil {
+			if _, err := s.call(ctx, releaseScript, []string{runKey(out[1]), lockKey(q.Instance), openKey(q.Instance), runsKey(q.Instance)}, out[1]); err != nil {
 				return Record{}, fmt.Errorf("start a run: %w", err)
 			}
 			continue
@@ -145,14 +145,23 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 	if !ValidID(id) {
 		return Record{}, fmt.Errorf("%w: %q is not a run id", ErrNotFound, id)
 	}
-	h, err := s.rdb.HGetAll(ctx, runKey(id)).Result()
-	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+	var h *redis.MapStringStringCmd
+	var at *redis.TimeCmd
+	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		h, at = p.HGetAll(ctx, runKey(id)), p.Time(ctx)
+		return nil
+	})
+	if redis.HasErrorPrefix(h.Err(), "WRONGTYPE") {
 		return Record{}, fmt.Errorf("%w: what Redis has as the record of run %s is of another type", ErrNotFound, id)
 	}
 	if err != nil {
 		return Record{}, fmt.Errorf("read run %s: %w", id, err)
 	}
-	return parse(id, h)
+	now := at.Val()
+	if s.now != nil {
+		now = s.now()
+	}
+	return parse(id, h.Val(), now)
 }
 
 // Current is the instance's open run, else its last one. ErrNotFound if it has none.

@@ -28,7 +28,7 @@ type inquiry struct {
 	nodes             *redis.MapStringStringCmd
 	workers           *redis.StringSliceCmd
 	lock              *redis.StringCmd
-	live              []*redis.IntCmd
+	live              []*redis.DurationCmd
 	record            *redis.MapStringStringCmd
 }
 
@@ -54,7 +54,7 @@ func (s *Store) Surveys(ctx context.Context) ([]Survey, error) {
 	err = s.pipeline(ctx, func(p redis.Pipeliner) {
 		for i, name := range names {
 			for _, id := range asked[i].workers.Val() {
-				asked[i].live = append(asked[i].live, p.Exists(ctx, workerKey(name, id)))
+				asked[i].live = append(asked[i].live, p.PTTL(ctx, workerKey(name, id)))
 			}
 			if id := asked[i].lock.Val(); ValidID(id) {
 				asked[i].record = p.HGetAll(ctx, runKey(id))
@@ -101,7 +101,9 @@ func (q inquiry) survey(name string, at time.Time) Survey {
 		}
 	}
 	for _, c := range q.live {
-		v.Workers += int(c.Val())
+		if left := c.Val(); left > 0 && left <= presenceTTL { // a longer one is no live worker's
+			v.Workers++
+		}
 	}
 	for node, text := range q.published.Val() {
 		var p Published
@@ -113,7 +115,7 @@ func (q inquiry) survey(name string, at time.Time) Survey {
 	}
 	v.Published, _ = hear(v.Published, q.nodes.Val(), at)
 	if q.record != nil {
-		r, err := parse(q.lock.Val(), q.record.Val())
+		r, err := parse(q.lock.Val(), q.record.Val(), at)
 		if err != nil {
 			odd("the open run", err)
 		}

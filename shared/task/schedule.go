@@ -62,8 +62,7 @@ func (e *Enqueuer) tick(ctx context.Context, kind, id, queue string, t Tick, kee
 	if err != nil {
 		return false, err
 	}
-	_, err = e.client().EnqueueContext(ctx, asynq.NewTask(kind, body), asynq.TaskID(id), asynq.Queue(queue), asynq.MaxRetry(maxRetry),
-		asynq.Retention(keep), asynq.Deadline(e.now().Add(noDeadline)))
+	err = e.put(ctx, queue, asynq.NewTask(kind, body), asynq.TaskID(id), asynq.Retention(keep))
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
 		return false, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -44,9 +45,11 @@ const (
 	retention = 14 * 24 * time.Hour
 	// maxRetry is out of reach: our own budgets decide.
 	maxRetry = 1 << 30
-	// noDeadline stands for none: without a deadline or timeout asynq would stop a task after 30 minutes.
-	noDeadline = 20 * 365 * 24 * time.Hour
 )
+
+// noDeadline stands for none: without a deadline or timeout asynq would stop a task after
+// 30 minutes. It goes by no host's clock: by one that is decades behind, asynq would drop the task.
+var noDeadline = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Enqueuer puts stages into their queue.
 type Enqueuer struct {
@@ -71,16 +74,25 @@ func (e *Enqueuer) Enqueue(ctx context.Context, install, node string, p Payload,
 	if err != nil {
 		return err
 	}
-	opts := []asynq.Option{asynq.TaskID(ID(install, p)), asynq.Queue(Queue(p.Instance, node)), asynq.MaxRetry(maxRetry),
-		asynq.Retention(retention), asynq.Deadline(e.now().Add(noDeadline))}
+	opts := []asynq.Option{asynq.TaskID(ID(install, p)), asynq.Retention(retention)}
 	if notBefore != nil && notBefore.After(e.now()) {
 		opts = append(opts, asynq.ProcessAt(*notBefore))
 	}
-	_, err = e.client().EnqueueContext(ctx, asynq.NewTask(Type, body), opts...)
+	err = e.put(ctx, Queue(p.Instance, node), asynq.NewTask(Type, body), opts...)
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue stage %s of run %s: %w", p.Stage, p.Run, err)
 	}
 	return nil
+}
+
+// put enqueues the task, also where keys of the queue are of another type.
+func (e *Enqueuer) put(ctx context.Context, queue string, t *asynq.Task, opts ...asynq.Option) error {
+	opts = append(opts, asynq.Queue(queue), asynq.MaxRetry(maxRetry), asynq.Deadline(noDeadline))
+	_, err := e.client().EnqueueContext(ctx, t, opts...)
+	if err != nil && strings.Contains(err.Error(), "WRONGTYPE") && Publish(ctx, e.rdb, queue) == nil {
+		_, err = e.client().EnqueueContext(ctx, t, opts...)
+	}
+	return err
 }
 
 // Read takes a task's payload.

@@ -31,7 +31,7 @@ func TestEnqueuedTwiceIsOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, all, 1)
 	require.Zero(t, all[0].Timeout, "asynq's default of 30 minutes must not apply")
-	require.True(t, all[0].Deadline.After(time.Now().Add(10*365*24*time.Hour)))
+	require.True(t, all[0].Deadline.Equal(noDeadline))
 	require.GreaterOrEqual(t, all[0].Retention, 7*24*time.Hour)
 	require.Greater(t, all[0].MaxRetry, 1<<20, "our own budgets decide")
 	got, err := Read(asynq.NewTask(all[0].Type, all[0].Payload))
@@ -56,6 +56,66 @@ func TestEnqueuedTwiceIsOnce(t *testing.T) {
 	pending, err := in.ListPendingTasks("catalog.host1")
 	require.NoError(t, err)
 	require.Len(t, pending, 1)
+}
+
+// The clock of the host that enqueues, of 1970 here, makes asynq drop no task, and stops none.
+func TestNoHostsClockMakesADeadline(t *testing.T) {
+	rdb := lab.Redis(t).Client()
+	defer func() { _ = rdb.Close() }()
+	e := NewEnqueuer(rdb, func() time.Time { return time.Unix(0, 0) })
+	require.NoError(t, e.Enqueue(ctx, "install", "", Payload{Run: "20261123t184702z-abcdefgh", Instance: "catalog", Stage: "prepare", Generation: 1}, nil))
+	_, err := e.tick(ctx, Type, "tick", "catalog", Tick{}, time.Hour)
+	require.NoError(t, err)
+	begun := make(chan bool, 2)
+	srv := asynq.NewServerFromRedisClient(rdb, asynq.Config{Queues: map[string]int{"catalog": 1}, TaskCheckInterval: 10 * time.Millisecond, LogLevel: asynq.FatalLevel})
+	require.NoError(t, srv.Start(asynq.HandlerFunc(func(ctx context.Context, _ *asynq.Task) error {
+		begun <- ctx.Err() == nil
+		return nil
+	})))
+	defer srv.Shutdown()
+	for range 2 {
+		select {
+		case live := <-begun:
+			require.True(t, live)
+		case <-time.After(5 * time.Second):
+			t.Fatal("asynq began no task")
+		}
+	}
+}
+
+// Keys of asynq's of another type refuse no task once the queue is published again.
+func TestQueuesOfAnotherTypeAreMadeAnew(t *testing.T) {
+	rdb := lab.Redis(t).Client()
+	defer func() { _ = rdb.Close() }()
+	for _, key := range []string{"asynq:queues", "asynq:{q}:pending", "asynq:{q}:active", "asynq:{q}:lease", "asynq:{q}:scheduled", "asynq:{q}:retry",
+		"asynq:{q}:archived", "asynq:{q}:completed", "asynq:{q}:paused", "asynq:{q}:processed", "asynq:{q}:failed"} {
+		require.NoError(t, rdb.FlushAll(ctx).Err())
+		require.NoError(t, rdb.SAdd(ctx, "asynq:queues", "other").Err())
+		require.NoError(t, rdb.Del(ctx, key).Err())
+		require.NoError(t, rdb.HSet(ctx, key, "x", "y").Err())
+		require.NoError(t, Publish(ctx, rdb, "q"), key)
+		n, err := rdb.Exists(ctx, key).Result()
+		require.NoError(t, err)
+		require.Equal(t, key == "asynq:queues", n == 1, key)
+		require.NoError(t, rdb.Del(ctx, key).Err())
+		require.NoError(t, rdb.HSet(ctx, key, "x", "y").Err())
+		later := time.Now().Add(time.Hour)
+		for i, at := range []*time.Time{nil, &later} { // before anybody publishes it again
+			require.NoError(t, NewEnqueuer(rdb, time.Now).Enqueue(ctx, "install", "", Payload{Run: "r", Instance: "q", Stage: "prepare", Generation: int64(i)}, at), key)
+		}
+	}
+	require.NoError(t, rdb.FlushAll(ctx).Err())
+	require.NoError(t, NewEnqueuer(rdb, time.Now).Enqueue(ctx, "install", "", Payload{Run: "r", Instance: "q", Stage: "prepare", Generation: 1}, nil))
+	in := asynq.NewInspectorFromRedisClient(rdb)
+	require.NoError(t, in.PauseQueue("q"))
+	require.NoError(t, Publish(ctx, rdb, "q", "q.node1"))
+	names, err := in.Queues()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"q", "q.node1"}, names)
+	info, err := in.GetQueueInfo("q")
+	require.NoError(t, err)
+	require.True(t, info.Paused, "what fits stays")
+	require.Equal(t, 1, info.Pending)
 }
 
 func TestIDsDifferByInstallation(t *testing.T) {

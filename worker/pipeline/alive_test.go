@@ -166,3 +166,24 @@ func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	require.Eventually(t, ok, time.Minute, 20*time.Millisecond)
 }
+
+// A worker that may not publish its queues is seen as live all the same, and the other way round.
+func TestSigningInDependsOnNothingElse(t *testing.T) {
+	rdb := lab.Redis(t).Client()
+	t.Cleanup(func() { _ = rdb.Close() })
+	ctx := context.Background()
+	w := New(Params{Store: run.NewStore(rdb, nil, time.Hour), Dir: &dump.Directory{}, Instance: "catalog", Node: "node1", Now: time.Now, Log: logrus.New()}, rdb, run.Worker{ID: "w1", Node: "node1"})
+	for refused, done := range map[string]string{"asynq:*": "catalog-backup:catalog:worker:w1", "catalog-backup:catalog:*": "asynq:queues"} {
+		require.NoError(t, rdb.FlushAll(ctx).Err())
+		acl := []any{"acl", "setuser", "default", "resetkeys", "~catalog-backup:epoch"}
+		for _, keys := range []string{"~catalog-backup:instances", "~asynq:*", "~catalog-backup:catalog:*"} {
+			if keys != "~"+refused {
+				acl = append(acl, keys)
+			}
+		}
+		require.NoError(t, rdb.Do(ctx, acl...).Err())
+		require.ErrorContains(t, w.sign(ctx), "NOPERM", refused)
+		require.NoError(t, rdb.Do(ctx, "acl", "setuser", "default", "allkeys").Err())
+		require.EqualValues(t, 1, rdb.Exists(ctx, done).Val(), refused)
+	}
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,6 +35,8 @@ type neighbours struct {
 const (
 	// proofInterval is how often a worker looks again before it begins.
 	proofInterval = 250 * time.Millisecond
+	// proofTold is after how long a worker that does not begin says what it waits for.
+	proofTold = 5 * time.Second
 	// bootFile names the kernel since it started: random(4).
 	bootFile = "/proc/sys/kernel/random/boot_id"
 )
@@ -71,7 +75,7 @@ func (n *neighbours) join(ctx context.Context) error {
 		n.mu.Lock()
 		n.who.Joined = who.Joined
 		n.mu.Unlock()
-		err = n.prove(ctx)
+		err = n.prove(ctx, proofTold)
 	}
 	if err != nil {
 		n.leave()
@@ -79,13 +83,20 @@ func (n *neighbours) join(ctx context.Context) error {
 	return err
 }
 
-func (n *neighbours) prove(ctx context.Context) error {
+// prove looks until it is certain. After tell it says what it waits for.
+func (n *neighbours) prove(ctx context.Context, tell time.Duration) error {
 	t := time.NewTicker(proofInterval)
 	defer t.Stop()
-	for {
+	begun := n.p.Now()
+	for told := false; ; {
 		certain, err := n.look(ctx, time.Second)
 		if err != nil || certain {
 			return err
+		}
+		if !told && n.p.Now().Sub(begun) > tell {
+			told = true
+			n.p.Log.Warnf("this worker takes no work yet: Redis shows others of its node whose locks it does not see (%s); one that died counts as live until shortly after its last sign",
+				strings.Join(slices.Sorted(maps.Keys(n.doubts)), ", "))
 		}
 		select {
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 	"catalog-backup/shared/run"
 	"catalog-backup/worker/dump"
 
+	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -305,4 +306,27 @@ func TestLocksOfDeadWorkersAreSwept(t *testing.T) {
 	g.begun(onHost("c"))
 	r := g.begin()
 	g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+}
+
+// A worker that died on another machine, under a clock of Redis that was ahead, keeps nobody
+// waiting for longer than another dead one, and who waits says so.
+func TestTheSignOfADeadWorkerEnds(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	dead := "catalog-backup:catalog:worker:node1-dead"
+	require.NoError(t, g.store.SignIn(ctx, g.opts.Instance, run.Worker{ID: "node1-dead", Node: "node1", Host: "h", Neighbour: run.Neighbour{Boot: "another", Joined: 1}}))
+	require.NoError(t, g.rdb.PExpire(ctx, dead, time.Hour).Err())
+	log, told := test.NewNullLogger()
+	n := newNeighbours(Params{Store: g.store, Instance: g.opts.Instance, Now: time.Now, Log: log, Dir: g.directory()},
+		run.Worker{ID: "me", Node: "node1", Host: "b", Neighbour: run.Neighbour{Boot: "b", Joined: 2}})
+	proved := make(chan error, 1)
+	go func() { proved <- n.prove(ctx, 0) }()
+	g.eventually(5*time.Second, "it says what it waits for", func() bool { return told.LastEntry() != nil })
+	require.Contains(t, told.LastEntry().Message, "node1-dead")
+	require.LessOrEqual(t, g.rdb.PTTL(ctx, dead).Val(), 12*time.Second)
+	require.NoError(t, g.rdb.PExpire(ctx, dead, time.Second).Err()) // as after 11 s
+	require.NoError(t, <-proved)
+	require.Len(t, told.AllEntries(), 1)
 }

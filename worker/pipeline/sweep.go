@@ -16,7 +16,7 @@ func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance st
 	left, err := d.Leftovers() // with an error: what could be read goes on
 	errs := []error{err, d.RemoveLoneLocks()}
 	for _, id := range left {
-		errs = append(errs, sweepRun(ctx, store, d, id))
+		errs = append(errs, sweepRun(ctx, store, d, instance, id))
 	}
 	if ctx.Err() == nil {
 		errs = append(errs, d.RemoveDebris())
@@ -28,7 +28,7 @@ func Sweep(ctx context.Context, store *run.Store, d *dump.Directory, instance st
 // the next ones. Removing needs no time limit.
 const sweepRunLimit = 20 * time.Second
 
-func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id string) error {
+func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, instance, id string) error {
 	ctx, stop := context.WithTimeout(ctx, sweepRunLimit)
 	defer stop()
 	r, err := store.Get(ctx, id)
@@ -37,7 +37,7 @@ func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id strin
 		return err // Redis is away: nothing is known
 	}
 	if known && !r.State.Over() {
-		return nil
+		return reopen(ctx, store, instance, r)
 	}
 	lock, err := d.LockToClean(id)
 	if errors.Is(err, dump.ErrHeld) {
@@ -48,5 +48,18 @@ func sweepRun(ctx context.Context, store *run.Store, d *dump.Directory, id strin
 	}
 	defer lock.Release()
 	_, err = d.Clean(ctx, id, !known || r.State == run.Succeeded)
+	return err
+}
+
+// reopen makes an open run known again whose instance has lost it, so that it comes to
+// an end. Where another run was begun meanwhile, it ends at once: two never work.
+func reopen(ctx context.Context, store *run.Store, instance string, r run.Record) error {
+	if r.Instance != instance {
+		return nil // of another instance, whose workers see to it; or the field is damaged
+	}
+	beside, err := store.Reopen(ctx, r)
+	if err == nil && beside != "" {
+		_, err = store.Stop(ctx, r, 0, run.Failed, "Redis lost the keys that told of this run, and run "+beside+" was begun meanwhile", false)
+	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"os"
 	"slices"
@@ -164,15 +165,17 @@ func (w *Worker) signs() {
 		}
 		w.signing.Turn()
 		ctx, cancel := context.WithTimeout(context.Background(), signInterval)
-		err := w.publishQueues(ctx)
-		if err == nil {
-			err = w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown())
-		}
+		err := w.sign(ctx)
 		cancel()
 		if err != nil {
-			w.p.Log.WithError(err).Warn("Redis does not answer; trying on")
+			w.p.Log.WithError(err).Warn("Redis does not answer, or refuses what this worker writes; trying on")
 		}
 	}
+}
+
+// sign does both: where one comes to grief, the other is done all the same.
+func (w *Worker) sign(ctx context.Context) error {
+	return errors.Join(w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown()), w.publishQueues(ctx))
 }
 
 // house sweeps and publishes, at the start, which it tells, now and then and after each run.
