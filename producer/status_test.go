@@ -23,11 +23,11 @@ func TestStatusFromQueuedToDone(t *testing.T) {
 	require.Contains(t, s.do("status").out, "prepare, not begun")
 
 	r := s.claim(s.reload(id))
-	_, err := s.store.Again(context.Background(), r, r.Stage, r.Generation, run.Retry{Kind: run.Erred, Error: "server \x1b]0;x\x07 down\nsecond line", Budget: 3, Wait: time.Hour})
+	_, err := s.store.Again(context.Background(), r, r.Stage, r.Generation, run.Retry{Kind: run.Erred, Error: "server \x1b]0;x\x07 down\nsecond line", Budget: 3, Wait: 10 * time.Minute})
 	require.NoError(t, err)
 	text := s.do("status").out
 	require.Contains(t, text, "promoted: incremental was asked for")
-	require.Contains(t, text, "retry      in 59m")
+	require.Contains(t, text, "retry      in 9m")
 	require.Contains(t, text, `error      server \u001b]0;x\u0007 down second line`)
 
 	r = s.claim(r)

@@ -34,41 +34,59 @@ func DecodeManifest(r io.Reader, from string) (*Manifest, error) {
 
 // ReadHead reads the manifest at path without its list of files, which may be long. Of
 // one that is refused, whose it is is given with the error where that could be read.
+// fs.ErrNotExist says that nothing has that name.
 func ReadHead(path string) (*Manifest, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	defer f.Close()
-	text, err := withoutEntries(f)
-	if err != nil {
-		return nil, fmt.Errorf("read manifest %s: %w", path, err)
+	var r io.Reader = f
+	if endsAsJSON(f) {
+		r = &untilEntries{r: f}
 	}
-	return ScanManifest(bytes.NewReader(text), path, nil)
+	return ScanManifest(atMost(r, path, MaxHead), path, nil)
 }
 
-// withoutEntries reads a manifest up to its list of files, which comes last, and
-// closes it there: the list of a million files must not be in memory to show the
-// rest. Quotes within strings are escaped, so that the key cannot be mistaken. A
-// file that does not end as JSON does is given as it is, for the decoder to refuse.
-func withoutEntries(f *os.File) ([]byte, error) {
-	key := []byte(`"entries": [`)
-	var text []byte
-	chunk := make([]byte, 64<<10)
-	for {
-		n, err := f.Read(chunk)
-		from := max(0, len(text)-len(key))
-		text = append(text, chunk[:n]...)
-		if at := bytes.Index(text[from:], key); at >= 0 && endsAsJSON(f) {
-			return append(text[:from+at+len(key)], "]}}"...), nil
+// untilEntries gives a manifest up to its list of files, which comes last, and closes
+// it there: the list of a million files is not read to show the rest. Quotes within
+// strings are escaped, so that the key cannot be mistaken. A file that does not end as
+// JSON does is given as it is, for the decoder to refuse.
+type untilEntries struct {
+	r     io.Reader
+	ready []byte // to be given
+	held  []byte // the end of what was read, which may be the beginning of the key
+	err   error
+}
+
+var entriesKey = []byte(`"entries": [`)
+
+func (u *untilEntries) Read(p []byte) (int, error) {
+	for len(u.ready) == 0 {
+		if u.err != nil {
+			return 0, u.err
 		}
-		if errors.Is(err, io.EOF) {
-			return text, nil
-		}
-		if err != nil {
-			return nil, err
-		}
+		u.fill()
 	}
+	n := copy(p, u.ready)
+	u.ready = u.ready[n:]
+	return n, nil
+}
+
+func (u *untilEntries) fill() {
+	chunk := make([]byte, 64<<10)
+	n, err := u.r.Read(chunk)
+	text := append(u.held, chunk[:n]...)
+	if at := bytes.Index(text, entriesKey); at >= 0 {
+		u.ready, u.err = append(text[:at+len(entriesKey)], "]}}"...), io.EOF
+		return
+	}
+	if err != nil {
+		u.ready, u.err = text, err
+		return
+	}
+	hold := max(0, len(text)-len(entriesKey)+1)
+	u.ready, u.held = text[:hold], bytes.Clone(text[hold:])
 }
 
 func endsAsJSON(f *os.File) bool {
@@ -109,7 +127,7 @@ func (m *Manifest) check(from string) error {
 
 // ReadManifest reads the manifest at path.
 func ReadManifest(path string) (*Manifest, error) {
-	f, err := os.Open(path)
+	f, err := OpenRegular(path)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
@@ -162,6 +180,11 @@ func WriteFile(path string, content []byte) error {
 
 // WriteFileFrom is WriteFile for content that is read until its end.
 func WriteFileFrom(path string, content io.Reader) error {
+	return writeFileFrom(path, content, os.Rename)
+}
+
+// writeFileFrom writes a temporary file, which name gives its name in one step.
+func writeFileFrom(path string, content io.Reader, name func(from, to string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.new")
 	if err != nil {
@@ -179,7 +202,7 @@ func WriteFileFrom(path string, content io.Reader) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = name(f.Name(), path)
 	}
 	if err == nil {
 		err = SyncDir(dir)

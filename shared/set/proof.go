@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -68,42 +67,71 @@ const (
 // ReadProofs reads the proofs beside the manifest of id in dir; none is no error.
 // Those before a place where the file is damaged are given with the error.
 func ReadProofs(dir string, id ID) (Proofs, error) {
-	p := Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
-	f, err := os.Open(filepath.Join(dir, id.ProofName()))
-	if errors.Is(err, fs.ErrNotExist) {
+	p, err := readProofs(filepath.Join(dir, id.ProofName()), id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return p, nil
+	case errors.Is(err, errDamagedProofs):
+		err = fmt.Errorf("%w; the next verify writes it anew", err)
 	}
 	if err != nil {
-		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
+		err = fmt.Errorf("read proofs of set %s: %w", id, err)
+	}
+	return p, err
+}
+
+// errDamagedProofs is wrapped where a file of proofs was read as far as it can ever be,
+// and may be replaced by what it gave.
+var errDamagedProofs = errors.New("is damaged")
+
+// readProofs is ReadProofs with fs.ErrNotExist. Any error but errDamagedProofs says
+// that there may be more than was read, now or for a later version.
+func readProofs(path string, id ID) (Proofs, error) {
+	p := Proofs{Format: proofFormat, Version: FormatVersion, Set: string(id)}
+	f, err := OpenRegular(path)
+	if errors.Is(err, errOdd) {
+		return p, fmt.Errorf("%s is no file of proofs: %w", id.ProofName(), err)
+	}
+	if err != nil {
+		return p, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return p, fmt.Errorf("read proofs of set %s: %w", id, err)
+	if fi, err := f.Stat(); err != nil {
+		return p, err
+	} else if fi.Size() > maxProofs {
+		return p, fmt.Errorf("%s is no file of proofs: %w", id.ProofName(), tooLong(path, maxProofs))
 	}
-	if !fi.Mode().IsRegular() || fi.Size() > maxProofs {
-		return p, fmt.Errorf("read proofs of set %s: %s is no file of proofs; move it away, the next verify writes a new one", id, id.ProofName())
-	}
-	if err := p.decode(json.NewDecoder(f), string(id)); err != nil {
-		return p, fmt.Errorf("read proofs of set %s: %s is damaged: %w; the next verify writes it anew", id, id.ProofName(), err)
+	format, version, err := p.decode(json.NewDecoder(atMost(f, path, maxProofs)), string(id))
+	var failed *fs.PathError
+	switch {
+	case errors.As(err, &failed):
+		return p, err
+	case version > FormatVersion || err == nil && (version != FormatVersion || format != proofFormat):
+		return p, fmt.Errorf("%s is of format %q, %w %d; use the catalog-backup that wrote it, or a newer one, or move it away", id.ProofName(), format, ErrUnknownVersion, version)
+	case err != nil:
+		return p, fmt.Errorf("%s %w: %w", id.ProofName(), errDamagedProofs, err)
 	}
 	return p, nil
 }
 
 // decode reads one proof after the other, so that those before a damage are kept.
-func (p *Proofs) decode(d *json.Decoder, id string) error {
+func (p *Proofs) decode(d *json.Decoder, id string) (format string, version int, err error) {
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return errors.Join(errors.New("it is no JSON object"), err)
+		return "", 0, errors.Join(errors.New("it is no JSON object"), err)
 	}
 	for d.More() {
 		key, err := d.Token()
 		if err != nil {
-			return err
+			return format, version, err
 		}
 		var other any
 		switch key {
 		case "proofs":
 			err = p.decodeList(d)
+		case "format":
+			err = d.Decode(&format)
+		case "version":
+			err = d.Decode(&version)
 		case "set":
 			if err = d.Decode(&other); err == nil && other != id {
 				err = fmt.Errorf("it is of set %v", other)
@@ -112,11 +140,11 @@ func (p *Proofs) decode(d *json.Decoder, id string) error {
 			err = d.Decode(&other)
 		}
 		if err != nil {
-			return err
+			return format, version, err
 		}
 	}
-	_, err := d.Token()
-	return err
+	_, err = d.Token()
+	return format, version, err
 }
 
 func (p *Proofs) decodeList(d *json.Decoder) error {
@@ -132,25 +160,6 @@ func (p *Proofs) decodeList(d *json.Decoder) error {
 	}
 	_, err := d.Token()
 	return err
-}
-
-// AddProof writes one more proof beside the manifest of id in dir. Where the file
-// there is damaged, what could be read of it is kept; where it cannot be read, it stays.
-func AddProof(dir string, id ID, p Proof) error {
-	all, err := ReadProofs(dir, id)
-	var failed *fs.PathError
-	if errors.As(err, &failed) {
-		return fmt.Errorf("write no proof over those that cannot be read now: %w", err)
-	}
-	all.Proofs = append(all.Proofs, *p.brief(provenDamage, provenText))
-	if n := len(all.Proofs); n > keptProofs {
-		all.Proofs = all.Proofs[n-keptProofs:]
-	}
-	b, err := json.MarshalIndent(all, "", "  ")
-	if err != nil {
-		return err
-	}
-	return WriteFile(filepath.Join(dir, id.ProofName()), append(b, '\n'))
 }
 
 // brief is the proof with the first findings, each of their texts at most text bytes

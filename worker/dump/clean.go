@@ -210,7 +210,7 @@ const resultName = "result.json"
 
 // ReadResult reads what WriteResult wrote.
 func ReadResult(attemptDir string, v any) error {
-	b, err := os.ReadFile(filepath.Join(attemptDir, resultName))
+	b, err := set.ReadNote(filepath.Join(attemptDir, resultName), set.MaxHead)
 	if err != nil {
 		return err
 	}

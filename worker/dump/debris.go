@@ -19,10 +19,10 @@ const debrisAge = time.Hour
 const runRE = `[0-9]{8}t[0-9]{6}z-[a-z2-7]{8}`
 
 // debrisRE are files that are there for moments: checks of the directories, and what
-// set.WriteFile makes of intents and proofs.
+// set.WriteFile makes of intents and proofs, and the locks of proofs.
 var debrisRE = regexp.MustCompile(`^\.catalog-backup-check\.[0-9]+$|` +
 	`^\.\.` + runRE + `\.intent\.[0-9]+\.new$|` +
-	`^\.[0-9]{12}_[0-9A-Za-z-]+_alation_backup\.proof\.json\.[0-9]+\.new$`)
+	`^\.[0-9]{12}_[0-9A-Za-z-]+_alation_backup\.proof\.json\.(?:[0-9]+\.new|lock)$`)
 
 // earlierFreshRE are directories in which earlier versions made the Postgres staging.
 var earlierFreshRE = regexp.MustCompile(`^\.pgbackrest\.` + runRE + `\.[0-9]+\.new$`)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -76,7 +75,7 @@ func (d *Directory) ReadIntent(runID string) (Intent, error) {
 		return in, fmt.Errorf("%q is no run id", runID)
 	}
 	path := d.intentPath(runID)
-	b, err := os.ReadFile(path)
+	b, err := set.ReadNote(path, set.MaxNote)
 	if errors.Is(err, fs.ErrNotExist) {
 		return in, stage.Permanentf("read the intent of run %s: %w: did something else clear the dump directory? run the backup again", runID, err)
 	}

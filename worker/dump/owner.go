@@ -70,7 +70,7 @@ func readOwner(dir string) (Owner, error) {
 	if !fi.IsDir() {
 		return o, fmt.Errorf("look at %s: %w: it is no directory", dir, errNotOurs)
 	}
-	b, err := os.ReadFile(filepath.Join(dir, ownerName))
+	b, err := set.ReadNote(filepath.Join(dir, ownerName), set.MaxNote)
 	if err != nil {
 		return o, fmt.Errorf("read the owner marker of %s: %w", dir, err)
 	}

@@ -1,6 +1,7 @@
 package dump
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,9 @@ import (
 	"time"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+
+	"golang.org/x/sys/unix"
 )
 
 // lockName is the file whose flock orders the reservations. It is empty and stays:
@@ -20,6 +24,10 @@ const lockName = ".catalog-backup.lock"
 const (
 	reserveWait = time.Minute // how long Reserve waits for the lock
 	reservePoll = 50 * time.Millisecond
+	// readLimit bounds all reading of what is others' under the lock, for which all runs
+	// of all instances wait: the disk that a manifest was linked to may hang.
+	readLimit    = 20 * time.Second
+	oneReadLimit = 5 * time.Second
 )
 
 // Reserve chooses the set id of a run and writes its intent, both under the dump
@@ -37,7 +45,7 @@ func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, n
 			lock.Close()
 			return in, nil, err
 		}
-		in, unread, err := d.reserve(runID, catalogVersion, now)
+		in, unread, err := d.reserve(ctx, runID, catalogVersion, now)
 		if err == nil && flockAgain(lock) != nil { // somebody removed the file: another may have reserved the same
 			if err = d.removeIntent(runID); err == nil {
 				err = errReplaced
@@ -51,8 +59,13 @@ func (d *Directory) Reserve(ctx context.Context, runID, catalogVersion string, n
 }
 
 // reserve writes the intent of a run that has none. The caller holds the dump lock.
-func (d *Directory) reserve(runID, catalogVersion string, now time.Time) (Intent, []string, error) {
-	others, err := d.taken(now)
+func (d *Directory) reserve(ctx context.Context, runID, catalogVersion string, now time.Time) (Intent, []string, error) {
+	reading, stop := context.WithTimeout(ctx, readLimit)
+	defer stop()
+	others, err := d.taken(reading, now)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return Intent{}, nil, err
 	}
@@ -64,6 +77,9 @@ func (d *Directory) reserve(runID, catalogVersion string, now time.Time) (Intent
 	for others.ids[id] {
 		at = at.Add(time.Minute)
 		id = set.NewID(at, catalogVersion)
+	}
+	if _, err := set.ParseID(string(id)); err != nil {
+		return Intent{}, nil, stage.Permanentf("reserve a set id in %s: %w: the newest set there is of %s, and a new one must be later; if the clock was wrong then, move that set to another directory", d.Dump, err, others.newest.Format(time.RFC3339))
 	}
 	in := Intent{Run: runID, Instance: d.Instance, Node: d.Node, Set: id, Created: now.UTC(), Names: id.Names(), Temp: d.Temp}
 	return in, others.unread, d.writeIntent(in)
@@ -78,7 +94,7 @@ type reserved struct {
 
 // taken looks at all names in the dump directory. What cannot be read is told, and
 // fails no other run: the names say enough, and the commit never replaces a file.
-func (d *Directory) taken(now time.Time) (reserved, error) {
+func (d *Directory) taken(ctx context.Context, now time.Time) (reserved, error) {
 	out := reserved{ids: map[set.ID]bool{}}
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {
@@ -90,12 +106,12 @@ func (d *Directory) taken(now time.Time) (reserved, error) {
 		}
 		if id, ok := set.IDOfName(e.Name()); ok {
 			out.ids[id] = true
-			if e.Name() == id.ManifestName() && id.Minute().After(out.newest) && d.mayBeOurs(e.Name(), id, now, &out) {
+			if e.Name() == id.ManifestName() && id.Minute().After(out.newest) && d.mayBeOurs(ctx, e.Name(), id, now, &out) {
 				out.newest = id.Minute()
 			}
 		}
 		if r, ok := intentRun(e.Name()); ok {
-			in, err := d.ReadIntent(r)
+			in, err := readWithin(ctx, d.oneRead, e.Name(), func() (Intent, error) { return d.ReadIntent(r) })
 			switch {
 			case err == nil:
 				out.ids[in.Set] = true
@@ -109,8 +125,8 @@ func (d *Directory) taken(now time.Time) (reserved, error) {
 
 // mayBeOurs tells whether a set is one of the instance's. One that cannot be read is,
 // unless it is of a time to come.
-func (d *Directory) mayBeOurs(name string, id set.ID, now time.Time, out *reserved) bool {
-	m, err := set.ReadHead(filepath.Join(d.Dump, name))
+func (d *Directory) mayBeOurs(ctx context.Context, name string, id set.ID, now time.Time, out *reserved) bool {
+	m, err := readWithin(ctx, d.oneRead, name, func() (*set.Manifest, error) { return set.ReadHead(filepath.Join(d.Dump, name)) })
 	switch {
 	case m != nil:
 		return m.Instance == d.Instance
@@ -133,6 +149,28 @@ func idOfPart(name string) (set.ID, bool) {
 	return set.IDOfName(f)
 }
 
+// readWithin does not wait for a disk that hangs.
+func readWithin[T any](ctx context.Context, most time.Duration, name string, read func() (T, error)) (T, error) {
+	type answer struct {
+		what T
+		err  error
+	}
+	ctx, stop := context.WithTimeout(ctx, cmp.Or(most, oneReadLimit))
+	defer stop()
+	got := make(chan answer, 1)
+	go func() {
+		what, err := read()
+		got <- answer{what, err}
+	}()
+	select {
+	case a := <-got:
+		return a.what, a.err
+	case <-ctx.Done():
+		var none T
+		return none, fmt.Errorf("read %s: its disk does not answer: %w", name, context.Cause(ctx))
+	}
+}
+
 // flockFile takes an exclusive lock on the file at path, waiting for it at most that
 // long. Closing gives it back.
 func flockFile(ctx context.Context, path string, most time.Duration) (*os.File, error) {
@@ -142,6 +180,9 @@ func flockFile(ctx context.Context, path string, most time.Duration) (*os.File, 
 		f, err := takeFlock(path, os.O_RDWR|os.O_CREATE)
 		if err == nil {
 			return f, nil
+		}
+		if errors.Is(err, unix.ELOOP) {
+			return nil, fmt.Errorf("%s is a symbolic link; remove the link, the file is made anew", path)
 		}
 		if !errors.Is(err, ErrHeld) && !errors.Is(err, errReplaced) {
 			return nil, err

@@ -13,7 +13,6 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // One test for each bound of docs/architecture.md: the run is closed in time, its error
@@ -206,20 +205,21 @@ func TestCleanupThatHangs(t *testing.T) {
 	g.gone(r)
 }
 
-// A disk that does not answer: a fifo in the manifest's place.
+// A disk that does not answer: the one that a link in the manifest's place leads to.
 func TestDiskThatHangs(t *testing.T) {
 	g := impatient(t)
 	g.control("hold-postgres", "")
 	w := g.worker()
 	r := g.begin()
 	g.waitStage(r.ID, "postgres")
-	fifo := filepath.Join(g.opts.Dump, set.ID(g.get(r.ID).Set).ManifestName())
-	require.NoError(t, unix.Mkfifo(fifo, 0o600))
+	link := filepath.Join(g.opts.Dump, set.ID(g.get(r.ID).Set).ManifestName())
+	far, _ := deadDisk(t)
+	require.NoError(t, os.Symlink(filepath.Join(far, "m"), link))
 	g.cancel(r)
 	r = g.waitOver(r.ID, run.Cancelled, 20*time.Second)
 	require.Contains(t, r.Error, "the file system does not answer")
 	w.term(t)
-	require.NoError(t, os.Remove(fifo))
+	require.NoError(t, os.Remove(link))
 	g.free("hold-postgres")
 	g.worker()
 	g.another()

@@ -42,7 +42,7 @@ func readLeft(dir string) (left, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return left{}, fmt.Errorf("read how an earlier attempt ended: %w", err)
 	}
-	b, err := os.ReadFile(filepath.Join(dir, endName))
+	b, err := set.ReadNote(filepath.Join(dir, endName), set.MaxNote)
 	if errors.Is(err, fs.ErrNotExist) {
 		return left{}, nil
 	}

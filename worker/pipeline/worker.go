@@ -14,7 +14,6 @@ import (
 
 	"catalog-backup/shared/health"
 	"catalog-backup/shared/run"
-	"catalog-backup/shared/set"
 	"catalog-backup/shared/task"
 
 	"github.com/hibiken/asynq"
@@ -37,6 +36,9 @@ type Worker struct {
 	done      chan struct{}
 	wg        sync.WaitGroup
 	wake      chan struct{}
+	// firstSweep is how long Start waits for the first sweep.
+	firstSweep time.Duration
+	listing    *listing
 }
 
 const (
@@ -58,7 +60,8 @@ func New(p Params, rdb *redis.Client, who run.Worker) *Worker {
 	if p.Limits.Poll == 0 {
 		p.Limits.Poll = defaultPoll
 	}
-	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1), refused: make(chan error, 1)}
+	w := &Worker{p: p, rdb: rdb, who: who, done: make(chan struct{}), wake: make(chan struct{}, 1), refused: make(chan error, 1),
+		firstSweep: 10 * time.Second, listing: newListing(p.Dir.Dump)}
 	p.Ended = func(context.Context) {
 		select {
 		case w.wake <- struct{}{}:
@@ -100,17 +103,24 @@ func (w *Worker) Start(ctx context.Context) error {
 	if err := w.near.join(ctx); err != nil {
 		return err
 	}
-	w.keepHouse(ctx)
+	w.signing.Turn()
+	w.wg.Add(2)
+	go w.signs()
+	swept := make(chan struct{})
+	go w.house(swept)
+	select { // so that a start after a crash begins on a clean disk; one that hangs keeps no work
+	case <-swept:
+	case <-ctx.Done():
+	case <-time.After(w.firstSweep):
+		w.p.Log.Warn("the dump and temp directories have not been swept and shown yet, as their disks are slow or hang; taking work meanwhile")
+	}
 	if err := w.server.Start(asynq.HandlerFunc(w.handle)); err != nil {
+		close(w.done)
 		w.near.leave()
 		return err
 	}
 	w.reconcile.Start()
-	w.signing.Turn()
-	w.wg.Add(2)
-	go w.signs()
 	w.near.watch(w.done, func(err error) { w.refused <- err })
-	go w.house()
 	return nil
 }
 
@@ -168,9 +178,13 @@ func (w *Worker) sign(ctx context.Context) error {
 	return errors.Join(w.p.Store.SignIn(ctx, w.p.Instance, w.near.shown()), w.publishQueues(ctx))
 }
 
-// house sweeps and publishes, now and then and after each run.
-func (w *Worker) house() {
+// house sweeps and publishes, at the start, which it tells, now and then and after each run.
+func (w *Worker) house(begun chan<- struct{}) {
 	defer w.wg.Done()
+	first, cancel := context.WithTimeout(context.Background(), sweepInterval)
+	w.keepHouse(first)
+	cancel()
+	close(begun)
 	t, changes := time.NewTicker(sweepInterval), time.NewTicker(changeInterval)
 	defer t.Stop()
 	defer changes.Stop()
@@ -208,7 +222,7 @@ func (w *Worker) keepHouse(ctx context.Context) {
 
 // publish shows the sets of this node to the producers.
 func (w *Worker) publish(ctx context.Context) {
-	l, err := set.List(w.p.Dir.Dump)
+	l, err := w.listing.read(ctx)
 	var at time.Time
 	if err == nil {
 		at, err = w.p.Store.Time(ctx)

@@ -45,7 +45,7 @@ func checkInstruction(path string, want set.Instruction) error {
 	if !fi.Mode().IsRegular() {
 		return errors.New("it is no regular file")
 	}
-	f, err := os.Open(path)
+	f, err := set.OpenRegular(path)
 	if err != nil {
 		return err
 	}

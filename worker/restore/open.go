@@ -120,7 +120,7 @@ func exists(path string) bool {
 }
 
 func openManifest(path string) (*Set, error) {
-	f, err := os.Open(path)
+	f, err := set.OpenRegular(path)
 	if err != nil {
 		return nil, fmt.Errorf("open set: %w", err)
 	}
