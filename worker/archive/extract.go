@@ -127,7 +127,7 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 		return stage.Permanentf("a symbolic link or a file is in the way of a directory: an archive that needs this could lead out of the target: %w", err)
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case stage.IsFull(err):
 		return stage.Permanentf("the target is full: free space there or choose another target: %w", err)
 	}
 	return err

@@ -13,6 +13,7 @@ import (
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
 )
 
 // RunDir is the staging of a run below the temp directory.
@@ -95,7 +96,7 @@ func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool
 	}
 	taken := in.taken()
 	if in.Commit != nil {
-		if err := d.seal(in); isFull(err) {
+		if err := d.seal(in); stage.IsFull(err) {
 			return false, errors.Join(err, d.removeStagings(runID)) // which gives it room the next time
 		} else if err != nil {
 			return false, err

@@ -87,10 +87,8 @@ func reason(err error) error {
 	return err
 }
 
-func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
-
 func permanentIfFull(err error) error {
-	if isFull(err) {
+	if stage.IsFull(err) {
 		return stage.Permanentf("%w; free space there, then start the backup again", err)
 	}
 	return err

@@ -23,11 +23,10 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	if err != nil {
-		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
-		return e.report(ctx, r, "", err)
+	var m *set.Manifest
+	if err == nil {
+		m, err = e.p.Dir.Standing(r.ID, set.ID(r.Set))
 	}
-	m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
 	if err != nil {
 		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")
 		return e.report(ctx, r, "", err)
@@ -51,10 +50,9 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	}
 	if stands {
 		e.p.Log.WithFields(logrus.Fields{"run": r.ID, "set": r.Set}).Info("the cleanup found the set complete: the run succeeded")
-		e.ended(ctx)
-		return nil
+	} else {
+		e.p.Log.WithFields(logrus.Fields{"run": r.ID, "ending": r.Ending, "error": r.Error}).Warn("the run did not make a set; its staging is gone")
 	}
-	e.p.Log.WithFields(logrus.Fields{"run": r.ID, "ending": r.Ending, "error": r.Error}).Warn("the run did not make a set; its staging is gone")
 	e.ended(ctx)
 	return nil
 }

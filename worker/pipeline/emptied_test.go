@@ -14,8 +14,8 @@ import (
 )
 
 // Redis is emptied while a worker lives. asynq's inspector, and with it asynqmon and
-// the reconciler, know the queues and tasks of the next run all the same: a task that a
-// killed worker had taken out and not claimed is found.
+// the reconciler, know the queues and tasks of the next run all the same; an attempt at it
+// whose worker is killed is found by its lock.
 func TestQueuesAreKnownAgainInAnEmptiedRedis(t *testing.T) {
 	g := newGround(t)
 	in := asynq.NewInspectorFromRedisClient(g.rdb)

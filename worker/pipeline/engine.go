@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"catalog-backup/shared/exit"
@@ -227,19 +226,14 @@ func (e *Engine) again(ctx context.Context, r run.Record, q run.Retry) error {
 	return nil
 }
 
-// erred is the end of an attempt by an error.
+// erred is the end of an attempt by an error. A full disk ends the run, whichever write
+// found it: the cleanup gives its room back.
 func (e *Engine) erred(r run.Record, err error) run.Retry {
 	wait := e.p.Limits.Backoff << min(r.Errors, 20)
 	if wait <= 0 || wait > longestWait {
 		wait = longestWait
 	}
-	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err) || isFull(err)}
-}
-
-// isFull tells a full disk, wherever it was found: to pack an archive for hours again
-// would fill it again. The run's cleanup gives its room back.
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return run.Retry{Kind: run.Erred, Error: e.text(err), Budget: e.p.Limits.Errors, Wait: wait, Permanent: stage.IsPermanent(err) || stage.IsFull(err)}
 }
 
 // stopRun ends the run, by its cleanup where there is anything to clean.

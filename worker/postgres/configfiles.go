@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sys/unix"
 
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/postgres/pgconf"
@@ -331,7 +330,7 @@ func writeFile(path string, content []byte, mode os.FileMode) error {
 
 // noSpace makes a full disk a permanent error with its remedy.
 func noSpace(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if stage.IsFull(err) {
 		return stage.Permanentf("%w: the disk is full: make room there", err)
 	}
 	return err

@@ -6,6 +6,7 @@ package stage
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Progress receives how far a stage is. Both methods may be called from several
@@ -70,4 +71,10 @@ func Permanentf(format string, args ...any) error { return permanent{fmt.Errorf(
 func IsPermanent(err error) bool {
 	var p permanent
 	return errors.As(err, &p)
+}
+
+// IsFull tells whether err comes of a disk, or an owner's share of it, that has no room
+// left. No retry mends that: it would fill it again.
+func IsFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
