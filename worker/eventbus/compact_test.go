@@ -87,12 +87,18 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 
 	t.Run("the policy becomes compact", func(t *testing.T) {
 		policy := "compact"
-		for topic, turn := range map[string]func(){
-			"turned": func() { b.alter("turned", "cleanup.policy=compact") },
-			"defaulted": func() {
+		t.Cleanup(func() { b.alterDefault(kadm.AlterConfig{Op: kadm.DeleteConfig, Name: "log.cleanup.policy"}) })
+		// In this order: topics made after the brokers' default was changed are born compacted.
+		for _, change := range []struct {
+			topic string
+			turn  func()
+		}{
+			{"turned", func() { b.alter("turned", "cleanup.policy=compact") }},
+			{"defaulted", func() {
 				b.alterDefault(kadm.AlterConfig{Op: kadm.SetConfig, Name: "log.cleanup.policy", Value: &policy})
-			},
+			}},
 		} {
+			topic, turn := change.topic, change.turn
 			j := b.journal(topic, rolling...)
 			j.put(1, keys...)
 			s := newStore()
@@ -107,7 +113,6 @@ func TestKafkaCompactsDuringDump(t *testing.T) {
 			require.True(t, p.Compacted)
 			require.Equal(t, set.ByCatchingUp, p.EndedBy)
 		}
-		b.alterDefault(kadm.AlterConfig{Op: kadm.DeleteConfig, Name: "log.cleanup.policy"})
 	})
 
 	t.Run("what delete takes of compact,delete is a gap", func(t *testing.T) {
