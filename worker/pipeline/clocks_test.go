@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,16 +70,18 @@ func TestTaskOfALiveAttemptReachesAnotherNode(t *testing.T) {
 	t.Parallel()
 	g := newGround(t)
 	g.control("hold-prepare", "")
-	g.worker()
+	w := g.worker()
 	r := g.begin()
 	g.waitStage(r.ID, FirstStage)
+	w.signal(syscall.SIGSTOP) // so that it neither extends the lease again, nor takes the task itself
 	g.expireLease("catalog")
 	g.worker(func(o *workerOptions) { o.Node, o.Dump, o.Temp = "node2", t.TempDir(), t.TempDir() })
 	in := asynq.NewInspectorFromRedisClient(g.rdb)
-	g.eventually(15*time.Second, "the task is done with at the other node", func() bool {
+	g.eventually(time.Minute, "the task is done with at the other node", func() bool {
 		i, err := in.GetTaskInfo("catalog", g.taskID(g.get(r.ID)))
 		return err == nil && i.State == asynq.TaskStateCompleted
 	})
+	w.signal(syscall.SIGCONT)
 	require.Equal(t, int64(1), g.get(r.ID).Generation)
 	g.free("hold-prepare")
 	r = g.waitOver(r.ID, run.Succeeded, 15*time.Second)
