@@ -192,6 +192,18 @@ func (r *reader) notBefore(now time.Time) *time.Time {
 	return t
 }
 
+// longestLimit is the longest limit of a run, in ms, that is believed: 31 years.
+const longestLimit = "1000000000000"
+
+func (r *reader) limit() time.Duration {
+	n := r.num("limit")
+	if most, _ := whole(longestLimit); n > most {
+		r.tell("limit", "%d ms is longer than any", n)
+		return 0
+	}
+	return time.Duration(n) * time.Millisecond
+}
+
 // parse turns the hash, as it is now, into a Record.
 func parse(id string, h map[string]string, now time.Time) (Record, error) {
 	if h["state"] == "" {
@@ -204,7 +216,7 @@ func parse(id string, h map[string]string, now time.Time) (Record, error) {
 		Fence: hold.Fence, Token: hold.Token, Node: h["node"], Epoch: h["epoch"], Error: h["error"], Manifest: h["manifest"],
 		Attempt: int(f.num("attempt")), Errors: int(f.num("errors")), Crashes: int(f.num("crashes")),
 		Interruptions: int(f.num("interruptions")), Cleanups: int(f.num("cleanups")),
-		Started: f.time("started"), Ended: f.time("ended"), NotBefore: f.notBefore(now), Deadline: f.time("deadline"),
+		Started: f.time("started"), Ended: f.time("ended"), NotBefore: f.notBefore(now), Deadline: f.time("deadline"), Limit: f.limit(),
 		EndingSince: f.time("ending_since"), CancelSince: f.time("cancel_since"),
 		BytesDone: f.optional("bytes_done"), BytesTotal: f.optional("bytes_total"), Rate: f.optional("rate"),
 		Warnings: f.texts("warnings"), Notes: f.texts("notes"), Archives: f.texts("archives"),

@@ -84,6 +84,7 @@ type Record struct {
 	Started, Ended   *time.Time
 	NotBefore        *time.Time // next attempt, after an error
 	Deadline         *time.Time
+	Limit            time.Duration // from the first claim to the deadline; 0: not claimed yet, or by an earlier version
 	Error            string
 	BytesDone        *int64
 	BytesTotal       *int64

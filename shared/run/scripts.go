@@ -37,7 +37,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', score - tonumber(ARGV[8]) * 1000
 redis.call('ZADD', KEYS[4], score, ARGV[2])
 return {'ok', epoch}`)
 
-// claim: KEYS run; ARGV now, stage, generation, node, limit of the run (ms), token. The caller
+// claim: KEYS run; ARGV now, stage, generation, node, limit of a run that has none yet (ms), token. The caller
 // holds the flock on the run's staging, so an attempt before it that is open in the record is dead.
 // → ok, fence | stale (another generation or stage, or the run is over) | elsewhere, node
 // | claimed (an attempt took this generation before; it is dead, since we hold its lock) | cancel
@@ -54,8 +54,11 @@ local fence, attempt = fence(), num('attempt') + 1
 for _, f in ipairs({'created', 'started'}) do
   if not reached(get(f)) then set(f, true_now) end
 end
--- The limit runs from the first claim, so a deadline that is further away than the limit is none.
-local ends, most = seconds(get('deadline')), later(true_now, ARGV[5])
+-- The limit is that of the first claim, also where this worker has another, and runs from there: a deadline
+-- that is further away is none.
+local limit = num('limit')
+if limit == 0 or limit > ` + longestLimit + ` then limit = ARGV[5]; set('limit', limit) end
+local ends, most = seconds(get('deadline')), later(true_now, limit)
 if not ends or ends > seconds(most) then set('deadline', most) end
 set('state', 'running', 'generation', ARGV[3], 'claimed', ARGV[3], 'attempt', attempt, 'node', ARGV[4], 'holder', string.format('%.0f-%s', fence, ARGV[6]),
   string.format('attempt:%.0f', fence), cjson.encode({stage = ARGV[2], attempt = attempt, node = ARGV[4], started = now, ended = cjson.null, outcome = cjson.null, error = cjson.null}))

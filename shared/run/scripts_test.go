@@ -327,3 +327,34 @@ func TestDeadlineIsThatOfTheFirstClaim(t *testing.T) {
 	require.Equal(t, deadline, *r.Deadline)
 	require.Equal(t, b.clock.Add(-time.Hour), *r.Started)
 }
+
+// The worker that claims the next stage may have another limit than the one that began the run.
+func TestLimitIsThatOfTheFirstClaim(t *testing.T) {
+	b := newBench(t)
+	r := b.claim(b.begin())
+	deadline, begun := *r.Deadline, b.clock
+	for i, c := range []struct {
+		field, text string // what an odd hand did
+		own         time.Duration
+		limit       time.Duration
+		deadline    time.Time
+	}{
+		{"", "", time.Minute, 6 * time.Hour, deadline},
+		{"", "", 24 * time.Hour, 6 * time.Hour, deadline},
+		{"deadline", "soon", time.Minute, 6 * time.Hour, begun.Add(9 * time.Hour)},
+		{"limit", "99999999999999", 7 * time.Hour, 7 * time.Hour, begun.Add(9 * time.Hour)},
+		{"limit", "", 8 * time.Hour, 8 * time.Hour, begun.Add(9 * time.Hour)}, // or by an earlier version
+		{"limit", "long", time.Hour, time.Hour, begun.Add(7 * time.Hour)},
+	} {
+		b.clock = begun.Add(time.Duration(i+1) * time.Hour)
+		r = b.advance(r, r.Stage)
+		if c.field != "" {
+			require.NoError(t, b.rdb.HSet(ctx, runKey(r.ID), c.field, c.text).Err())
+		}
+		_, err := b.Claim(ctx, r.ID, r.Stage, r.Generation, "host1", "token234", c.own)
+		require.NoError(t, err)
+		r = b.reload(r)
+		require.Equal(t, c.limit, r.Limit, i)
+		require.Equal(t, c.deadline, *r.Deadline, i)
+	}
+}

@@ -194,7 +194,7 @@ type Claim struct {
 
 // Claim makes the caller, who holds the flock on the run's staging, the holder of
 // the stage's current generation, with token as the second half of its hold. The
-// run's first claim sets its deadline, limit from now.
+// run's first claim sets its limit, and its deadline, limit from now.
 func (s *Store) Claim(ctx context.Context, id, stage string, generation int64, node, token string, limit time.Duration) (Claim, error) {
 	out, err := s.call(ctx, claimScript, []string{runKey(id)}, stage, generation, node, limit.Milliseconds(), token)
 	if err != nil {

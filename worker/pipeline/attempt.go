@@ -199,7 +199,7 @@ func (e *Engine) tell(ctx context.Context, r run.Record, result string, err erro
 		e.ended(ctx) // what this attempt leaves is swept
 		return nil
 	case errors.Is(err, errTimeout):
-		return e.stopRun(ctx, r, run.Failed, fmt.Sprintf("stage %s: the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", r.Stage, e.p.Limits.Timeout))
+		return e.stopRun(ctx, r, run.Failed, fmt.Sprintf("stage %s: the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", r.Stage, e.p.Limits.of(r)))
 	case errors.Is(err, errStopping), errors.Is(err, errRedisAway):
 		return e.again(ctx, r, run.Retry{Kind: run.Interrupted, Error: e.text(err), Budget: e.p.Limits.Interruptions})
 	}

@@ -86,7 +86,7 @@ func (r *Reconciler) late(rec run.Record, now time.Time, s *sight) time.Duration
 	if rec.Started != nil {
 		since = s.begun
 	}
-	return max(now.Sub(l.deadline(rec, now)), r.e.p.Now().Sub(since)-l.Timeout)
+	return max(now.Sub(l.deadline(rec, now)), r.e.p.Now().Sub(since)-l.of(rec))
 }
 
 func (r *Reconciler) settled(s *sight) bool {
@@ -96,7 +96,7 @@ func (r *Reconciler) settled(s *sight) bool {
 // overdue tells how a run must end that has not begun to: "" is not yet. now is Redis's time.
 func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State, string) {
 	l := r.e.p.Limits
-	tooLong := fmt.Sprintf("the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", l.Timeout)
+	tooLong := fmt.Sprintf("the run took longer than alation.backup.chef_timeout (%s): raise it, or find out what was slow", l.of(rec))
 	late := r.late(rec, now, s)
 	if rec.Committed { // it is about to have its set, whatever was asked for
 		if late > l.CloseAfter {
@@ -121,7 +121,7 @@ func (r *Reconciler) overdue(rec run.Record, now time.Time, s *sight) (run.State
 	}
 	if late > deadlineGrace && (rec.Started != nil || r.settled(s)) {
 		if rec.Started == nil {
-			return run.Failed, fmt.Sprintf("no worker began the run within alation.backup.chef_timeout (%s): is its queue paused?", l.Timeout)
+			return run.Failed, fmt.Sprintf("no worker began the run within alation.backup.chef_timeout (%s): is its queue paused?", l.of(rec))
 		}
 		return run.Failed, tooLong
 	}

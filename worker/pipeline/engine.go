@@ -22,7 +22,7 @@ import (
 type Limits struct {
 	Errors, Interruptions, Crashes int           // further attempts a stage may have, by kind
 	Backoff                        time.Duration // before the first retry after an error, doubled each time
-	Timeout                        time.Duration // of the whole run
+	Timeout                        time.Duration // of the whole run; that of its first claim counts
 	NodeLostAfter                  time.Duration
 	// RedisGrace is after how long without Redis an attempt that works on says so at error.
 	RedisGrace time.Duration

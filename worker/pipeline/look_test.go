@@ -54,7 +54,7 @@ func (l *looker) set(r run.Record, fields ...any) {
 func (l *looker) claimed() run.Record {
 	l.g.t.Helper()
 	r := l.g.begin()
-	_, err := l.g.store.Claim(context.Background(), r.ID, FirstStage, 1, "node1", "token234", time.Hour)
+	_, err := l.g.store.Claim(context.Background(), r.ID, FirstStage, 1, "node1", "token234", l.e.p.Limits.Timeout)
 	require.NoError(l.g.t, err)
 	return l.g.get(r.ID)
 }
@@ -129,6 +129,30 @@ func TestRedisClockWasAhead(t *testing.T) {
 			require.Equal(t, r.Generation, l.g.get(r.ID).Generation)
 			require.NoError(t, l.look(goneGrace))
 			require.Equal(t, r.Generation+1, l.g.get(r.ID).Generation, "it is dead")
+		})
+	}
+}
+
+// A worker that has another chef_timeout than the one that began the run goes by the run's.
+func TestWorkersWithOtherTimeLimits(t *testing.T) {
+	for _, own := range []time.Duration{time.Minute, 24 * time.Hour} {
+		t.Run(own.String(), func(t *testing.T) {
+			l := newLooker(t, "node1")
+			r := l.claimed()
+			lock, err := l.e.p.Dir.Lock(r.ID, true) // its worker lives
+			require.NoError(t, err)
+			defer lock.Release()
+			limit := l.e.p.Limits.Timeout
+			l.e.p.Limits.Timeout = own
+			require.NoError(t, l.look(0))
+			for _, deadline := range []string{stamp(limit), "damaged"} {
+				l.set(r, "deadline", deadline)
+				require.NoError(t, l.look(limit/2-time.Second))
+				require.Equal(t, FirstStage, l.g.get(r.ID).Stage, deadline)
+			}
+			require.NoError(t, l.look(deadlineGrace+3*time.Second))
+			require.Equal(t, run.Cleanup, l.g.get(r.ID).Stage)
+			require.Contains(t, l.g.get(r.ID).Error, "chef_timeout (6h0m0s)")
 		})
 	}
 }

@@ -22,18 +22,27 @@ func (l Limits) patience() time.Duration {
 // says nothing: whoever judges by an age goes by what it has watched itself as well.
 func age(t, now time.Time) time.Duration { return max(0, now.Sub(t)) }
 
+// of is the time limit of the run: that of its first claim, so that workers with other
+// limits do not end it, nor let it go on. A record without one has this worker's.
+func (l Limits) of(r run.Record) time.Duration {
+	if r.Limit > 0 {
+		return r.Limit
+	}
+	return l.Timeout
+}
+
 // deadline is when the run's time is over. A record without a readable one, or with one
 // that no claim has set, has that of its first claim, or else of its begin; none of them
 // is later than now.
 func (l Limits) deadline(r run.Record, now time.Time) time.Time {
-	begin := r.Created
+	begin, limit := r.Created, l.of(r)
 	switch {
-	case r.Deadline != nil && r.Deadline.Sub(now) <= l.Timeout:
+	case r.Deadline != nil && r.Deadline.Sub(now) <= limit:
 		return *r.Deadline
 	case r.Started != nil:
 		begin = *r.Started
 	}
-	return now.Add(l.Timeout - age(begin, now))
+	return now.Add(limit - age(begin, now))
 }
 
 // longestWait is the most that a stage waits before it is tried again.
