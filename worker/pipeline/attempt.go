@@ -19,46 +19,39 @@ import (
 // attempt does one stage, from the claim to its report.
 func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) error {
 	log := e.p.Log.WithFields(logrus.Fields{"run": r.ID, "stage": r.Stage, "attempt": r.Attempt})
-	if m, err := e.standing(r); err != nil || m != nil {
-		return e.reportStanding(bg, r, m, err)
-	}
 	s := e.stage(r.Stage)
 	if s == nil {
 		return e.stopRun(bg, r, run.Failed, fmt.Sprintf("this worker knows no stage %q: run producer and workers of one version", r.Stage))
-	}
-	if err := e.p.Dir.EndLeftovers(bg, r.ID); err != nil {
-		return e.report(bg, r, "", err)
-	}
-	dir, err := e.finished(r)
-	if err != nil {
-		return e.report(bg, r, "", err)
-	}
-	if dir != "" {
-		log.Info("an earlier attempt had finished the work; going on from it")
-		return e.report(bg, r, dir, nil)
 	}
 	ends, err := e.ends(bg, r)
 	if err != nil {
 		return e.report(bg, r, "", err)
 	}
-	dir = e.attemptDir(r.ID, r.Stage, r.Hold())
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return e.report(bg, r, "", fmt.Errorf("make the staging of an attempt: %w", err))
-	}
-	begin := e.p.Now()
-	log.Info("stage begins")
 	ctx, cancel := context.WithCancelCause(bg)
 	c := &counter{}
+	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
 	a := &Attempt{Run: r, Stage: r.Stage, Hold: r.Hold(), Dir: dir, Progress: c, engine: e, ends: ends, lock: lock, counter: c}
 	pumped := make(chan struct{})
 	go func() { defer close(pumped); e.pump(ctx, cancel, a, lock) }()
+	stop := func() { cancel(nil); <-pumped }
+	defer stop()
+	slow := time.AfterFunc(closeLook, func() {
+		log.Warnf("the stage has not begun yet, as the disk of %s or %s is slow or hangs; waiting on", e.p.Dir.Temp, e.p.Dir.Dump)
+	})
+	found, err := until(ctx, func() (earlier, error) { return e.begin(ctx, r, dir) })
+	slow.Stop()
+	if err != nil || found.set != nil || found.done != "" {
+		stop()
+		return e.reportEarlier(bg, r, found, err)
+	}
+	begin := e.p.Now()
+	log.Info("stage begins")
 	result, err := runStage(ctx, s, a)
 	cause := context.Cause(ctx)
 	if err == nil {
 		err = dump.WriteResult(dir, result)
 	}
-	cancel(nil)
-	<-pumped
+	stop()
 	if err == nil { // a good stage has done its whole, whatever the estimate was
 		c.done.Store(c.total.Load())
 		_ = e.pulse(bg, a, &rate{}, e.p.Now())
@@ -74,6 +67,46 @@ func (e *Engine) attempt(bg context.Context, r run.Record, lock *dump.Lock) erro
 	}
 	log.Info("stage is done")
 	return e.report(bg, r, filepath.Base(dir), nil)
+}
+
+// earlier is what an attempt finds before its stage begins.
+type earlier struct {
+	set  *set.Manifest // the run's set stands already
+	done string        // the staging of an attempt that had finished the work
+}
+
+// begin looks for what there is already, and makes the attempt's staging where that is
+// nothing. The disk may hang: until waits for it.
+func (e *Engine) begin(ctx context.Context, r run.Record, dir string) (earlier, error) {
+	m, err := e.standing(r)
+	if err != nil || m != nil {
+		return earlier{set: m}, err
+	}
+	if err := e.endLeftovers(ctx, r.ID); err != nil {
+		return earlier{}, err
+	}
+	done, err := e.finished(ctx, r)
+	if err != nil || done != "" {
+		return earlier{done: done}, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return earlier{}, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return earlier{}, fmt.Errorf("make the staging of an attempt: %w", err)
+	}
+	return earlier{}, nil
+}
+
+// reportEarlier ends an attempt whose stage does not begin.
+func (e *Engine) reportEarlier(bg context.Context, r run.Record, found earlier, err error) error {
+	if err == nil && found.set != nil {
+		return e.reportStanding(bg, r, found.set)
+	}
+	if err == nil {
+		e.p.Log.WithFields(logrus.Fields{"run": r.ID, "stage": r.Stage}).Info("an earlier attempt had finished the work; going on from it")
+	}
+	return e.report(bg, r, found.done, err)
 }
 
 // ends is when the run's time is over by this process's own clock, which goes on
@@ -212,8 +245,11 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 	next := e.next(r.Stage)
 	if next == "" {
 		// However the attempt ended, a run has succeeded only if its set stands.
-		m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
-		if err != nil {
+		m, err := soon(ctx, e.diskLimit(), func() (*set.Manifest, error) { return e.p.Dir.Standing(r.ID, set.ID(r.Set)) })
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err = hung(err, e.p.Dir.Dump); err != nil {
 			e.p.Log.WithFields(logrus.Fields{"run": r.ID, "error": e.text(err)}).Error("the last stage is done, but its set cannot be read; trying again")
 			return e.again(ctx, r, e.erred(r, err))
 		}

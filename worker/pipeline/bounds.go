@@ -155,6 +155,9 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 		return nil
 	}
 	found := lastLook{why: fmt.Sprintf("no worker of node %s closed it", rec.Node)}
+	if rec.Node == "" {
+		found.why = "no worker could begin it"
+	}
 	if own {
 		if found = r.lookBeforeClosing(rec); found.set != nil {
 			return r.closeStanding(ctx, rec, found.set)
@@ -177,6 +180,9 @@ func (r *Reconciler) closeLate(ctx context.Context, rec run.Record, now time.Tim
 // remains says what a run that was closed leaves, and what to do about it. earlier is the
 // staging of a worker of an earlier version.
 func (r *Reconciler) remains(rec run.Record, earlier string) string {
+	if rec.Node == "" {
+		return "It left nothing that is in a later run's way"
+	}
 	if rec.Node != r.e.p.Node {
 		return fmt.Sprintf("What it left on node %s is in no later run's way; a worker there removes it: see that one runs", rec.Node)
 	}

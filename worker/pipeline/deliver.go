@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"time"
 
 	"catalog-backup/shared/run"
@@ -34,7 +35,7 @@ func (e *Engine) misplaced(ctx context.Context, r run.Record) error {
 // deliver takes the run's lock and does the stage.
 func (e *Engine) deliver(ctx context.Context, r run.Record) error {
 	lock, err := e.lock(ctx, r)
-	if errors.Is(err, dump.ErrHeld) {
+	if errors.Is(err, dump.ErrHeld) || errors.Is(err, errStopping) {
 		return errBusy
 	}
 	if err != nil {
@@ -103,8 +104,9 @@ func (e *Engine) claimAs(bg context.Context, r run.Record, token string) (run.Re
 // Where its staging is missing, the lock proves nothing: one that lives gives signs. quiet
 // is how long the caller has seen none.
 func (e *Engine) dead(ctx context.Context, r run.Record, quiet time.Duration) (bool, error) {
-	if _, err := os.Lstat(e.p.Dir.RunDir(r.ID)); err == nil {
-		return true, nil
+	_, err := soon(ctx, lockLook, func() (os.FileInfo, error) { return os.Lstat(e.p.Dir.RunDir(r.ID)) })
+	if err == nil || errors.Is(err, errHangs) {
+		return err == nil, hung(err, e.p.Dir.Temp)
 	}
 	now, err := e.p.Store.Time(ctx)
 	return max(quiet, age(r.Updated, now)) >= goneGrace, err
@@ -122,20 +124,46 @@ func (e *Engine) leaveNothing(ctx context.Context, id string) error {
 }
 
 // lock waits a moment: the reconciler takes the lock for an instant to see whether an attempt lives.
-func (e *Engine) lock(ctx context.Context, r run.Record) (*dump.Lock, error) {
+func (e *Engine) lock(bg context.Context, r run.Record) (*dump.Lock, error) {
+	ctx, stop := e.untilStopped(bg)
+	defer stop()
+	lock := func() (*dump.Lock, error) { return e.p.Dir.Lock(r.ID, true) }
+	if r.Stage == run.Cleanup { // makes nothing: the disk may be full
+		lock = func() (*dump.Lock, error) { return e.p.Dir.LockToClean(r.ID) }
+	}
 	for deadline := e.p.Now().Add(time.Second); ; {
-		var l *dump.Lock
-		var err error
-		if r.Stage == run.Cleanup {
-			l, err = e.p.Dir.LockToClean(r.ID) // makes nothing: the disk may be full
-		} else {
-			l, err = e.p.Dir.Lock(r.ID, true)
-		}
+		l, err := take(ctx, e.diskLimit(), lock)
 		if !errors.Is(err, dump.ErrHeld) || e.p.Now().After(deadline) {
-			return l, err
+			return l, hung(err, e.p.Dir.Temp)
 		}
 		if !e.sleep(ctx, 20*time.Millisecond) {
 			return nil, err
 		}
 	}
+}
+
+// take takes a lock and does not wait for a disk that hangs: a lock that it gives later is
+// given back.
+func take(ctx context.Context, limit time.Duration, lock func() (*dump.Lock, error)) (*dump.Lock, error) {
+	var mu sync.Mutex
+	var got *dump.Lock
+	over := false
+	_, err := soon(ctx, limit, func() (struct{}, error) {
+		l, err := lock()
+		mu.Lock()
+		defer mu.Unlock()
+		if over && err == nil {
+			l.Release()
+		} else {
+			got = l
+		}
+		return struct{}{}, err
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	if got != nil {
+		return got, nil
+	}
+	return nil, err
 }

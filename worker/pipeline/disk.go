@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -11,8 +12,57 @@ import (
 // errHangs is returned for a file system that does not answer in time.
 var errHangs = errors.New("the file system does not answer")
 
-// looks are those at the disk by somebody who must not hang with it. One that hangs
-// is not begun a second time, and does its work once the disk answers.
+// longLook is how long a look at the disk may take that no pump ends. Never longer than
+// Limits.CloseAfter.
+const longLook = 30 * time.Second
+
+func (e *Engine) diskLimit() time.Duration { return min(longLook, e.p.Limits.CloseAfter) }
+
+// until does what may hang with a disk, and waits for it until ctx ends; the error is
+// then the cause of that. What hangs does its work once the disk answers, so do asks ctx
+// before each step that changes anything.
+func until[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type answer struct {
+		what T
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		var a answer
+		a.err = guarded(func() (err error) { a.what, err = do(); return err })
+		got <- a
+	}()
+	select {
+	case a := <-got:
+		return a.what, a.err
+	case <-ctx.Done():
+	}
+	select {
+	case a := <-got: // both
+		return a.what, a.err
+	default:
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+// soon is until with a limit.
+func soon[T any](ctx context.Context, limit time.Duration, do func() (T, error)) (T, error) {
+	ctx, stop := context.WithTimeoutCause(ctx, limit, errHangs)
+	defer stop()
+	return until(ctx, do)
+}
+
+// hung names the directory whose disk hangs, where err is that.
+func hung(err error, dir string) error {
+	if err == errHangs {
+		return fmt.Errorf("look at %s: %w; see what hangs there (a network file system, a dying disk)", dir, err)
+	}
+	return err
+}
+
+// looks are those at the disk that come again and again. One that hangs is not begun a
+// second time.
 type looks struct {
 	mu   sync.Mutex
 	busy map[string]bool
@@ -30,23 +80,15 @@ func (l *looks) at(key string, limit time.Duration, do func() error) error {
 	}
 	l.busy[key] = true
 	l.mu.Unlock()
-	done := make(chan error, 1)
-	go func() {
+	_, err := soon(context.Background(), limit, func() (struct{}, error) {
 		defer func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			delete(l.busy, key)
 		}()
-		done <- guarded(do)
-	}()
-	t := time.NewTimer(limit)
-	defer t.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-t.C:
-		return errHangs
-	}
+		return struct{}{}, do()
+	})
+	return err
 }
 
 // guarded turns a panic into an error.

@@ -62,17 +62,36 @@ func (e *Engine) leaveEnd(r run.Record, err error) {
 		kind = run.Interrupted
 	}
 	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
-	if os.MkdirAll(dir, 0o700) != nil {
+	b, err := json.Marshal(end{Kind: kind, Error: e.text(err)})
+	if err != nil {
 		return
 	}
-	if b, err := json.Marshal(end{Kind: kind, Error: e.text(err)}); err == nil {
-		_ = set.WriteFile(filepath.Join(dir, endName), b)
+	_, _ = soon(context.Background(), e.diskLimit(), func() (struct{}, error) {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return struct{}{}, err
+		}
+		return struct{}{}, set.WriteFile(filepath.Join(dir, endName), b)
+	})
+}
+
+// endLeftovers ends the tools of earlier attempts, until ctx ends: those that it finds
+// later may be of an attempt that is at work.
+func (e *Engine) endLeftovers(ctx context.Context, id string) error {
+	d := *e.p.Dir
+	if end := d.EndLeftover; end != nil {
+		d.EndLeftover = func(ctx context.Context, note string) error {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			return end(ctx, note)
+		}
 	}
+	return d.EndLeftovers(ctx, id)
 }
 
 // finished finds the result of an earlier attempt at the stage, "" if there is none,
-// and removes what the others left. The caller holds the run's lock.
-func (e *Engine) finished(r run.Record) (string, error) {
+// and removes what the others left. The caller holds the run's lock until ctx ends.
+func (e *Engine) finished(ctx context.Context, r run.Record) (string, error) {
 	entries, err := os.ReadDir(e.p.Dir.RunDir(r.ID))
 	if err != nil {
 		return "", fmt.Errorf("look for what earlier attempts left: %w", err)
@@ -90,6 +109,9 @@ func (e *Engine) finished(r run.Record) (string, error) {
 		}
 		if was.done {
 			return d.Name(), nil
+		}
+		if err := context.Cause(ctx); err != nil {
+			return "", err
 		}
 		e.removeQuietly(path)
 	}
@@ -109,10 +131,10 @@ func fenceOf(name string) int64 {
 // run's lock.
 func (e *Engine) crashed(ctx context.Context, r run.Record) error {
 	dir := e.attemptDir(r.ID, r.Stage, r.Hold())
-	was, err := readLeft(dir)
+	was, err := soon(ctx, e.diskLimit(), func() (left, error) { return readLeft(dir) })
 	switch {
 	case err != nil:
-		return e.again(ctx, r, e.erred(r, err))
+		return e.again(ctx, r, e.erred(r, hung(err, e.p.Dir.Temp)))
 	case was.done && r.Stage != run.Cleanup:
 		e.p.Log.WithField("run", r.ID).WithField("stage", r.Stage).Info("the attempt had finished its work; going on from it")
 		return e.tell(ctx, r, filepath.Base(dir), nil)
@@ -126,7 +148,8 @@ func (e *Engine) crashed(ctx context.Context, r run.Record) error {
 
 // removeQuietly clears an attempt's own staging; what stays is left to the cleanup.
 func (e *Engine) removeQuietly(dir string) {
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		e.p.Log.WithError(err).Warn("could not remove the staging of an attempt; the cleanup will")
+	_, err := soon(context.Background(), e.diskLimit(), func() (struct{}, error) { return struct{}{}, os.RemoveAll(dir) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.p.Log.WithError(hung(err, dir)).Warn("could not remove the staging of an attempt; the cleanup will")
 	}
 }

@@ -26,6 +26,12 @@ import (
 // FUSE file system that nobody serves. end makes it fail instead.
 func deadDisk(t *testing.T) (path string, end func()) {
 	at := t.TempDir()
+	return at, hang(t, at)
+}
+
+// hang makes a directory one of a disk that does not answer, until end makes it answer
+// with errors.
+func hang(t *testing.T, at string) (end func()) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
 	require.NoError(t, unix.Mount("dead", at, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)))
@@ -34,7 +40,7 @@ func deadDisk(t *testing.T) (path string, end func()) {
 		end()
 		_ = unix.Unmount(at, unix.MNT_DETACH)
 	})
-	return at, end
+	return end
 }
 
 // A worker takes work though the disk that a manifest was linked to hangs, says that it

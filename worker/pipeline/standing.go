@@ -24,16 +24,13 @@ func (e *Engine) standing(r run.Record) (*set.Manifest, error) {
 	return m, err
 }
 
-// reportStanding ends a run whose set stands already, or tries again where that is not known.
-func (e *Engine) reportStanding(bg context.Context, r run.Record, m *set.Manifest, err error) error {
-	if err != nil {
-		return e.report(bg, r, "", err)
-	}
+// reportStanding ends a run whose set stands already.
+func (e *Engine) reportStanding(bg context.Context, r run.Record, m *set.Manifest) error {
 	ctx, stop := e.untilStopped(bg)
 	defer stop()
 	e.p.Log.WithFields(logrus.Fields{"run": r.ID, "stage": r.Stage, "set": m.Set}).Warn("the run's set stands already, though its record does not know: did Redis go back to an earlier state? The run ends")
 	r.Set = m.Set
-	err = e.untilAnswer(ctx, r.ID, func(ctx context.Context) error {
+	err := e.untilAnswer(ctx, r.ID, func(ctx context.Context) error {
 		if err := e.p.Store.Note(ctx, r.ID, r.Hold(), SetFacts(e.p.Dir, m)); err != nil {
 			return err
 		}
