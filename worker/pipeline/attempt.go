@@ -245,11 +245,11 @@ func (e *Engine) advance(ctx context.Context, r run.Record, result string) error
 	next := e.next(r.Stage)
 	if next == "" {
 		// However the attempt ended, a run has succeeded only if its set stands.
-		m, err := soon(ctx, e.diskLimit(), func() (*set.Manifest, error) { return e.p.Dir.Standing(r.ID, set.ID(r.Set)) })
+		m, err := e.stands(ctx, r)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err = hung(err, e.p.Dir.Dump); err != nil {
+		if err != nil {
 			e.p.Log.WithFields(logrus.Fields{"run": r.ID, "error": e.text(err)}).Error("the last stage is done, but its set cannot be read; trying again")
 			return e.again(ctx, r, e.erred(r, err))
 		}

@@ -25,7 +25,7 @@ func (e *Engine) cleanup(ctx context.Context, r run.Record) error {
 	}
 	var m *set.Manifest
 	if err == nil {
-		m, err = e.p.Dir.Standing(r.ID, set.ID(r.Set))
+		m, err = e.stands(ctx, r)
 	}
 	if err != nil {
 		e.p.Log.WithField("run", r.ID).WithError(err).Error("cleanup ends badly")

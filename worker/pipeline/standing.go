@@ -24,6 +24,14 @@ func (e *Engine) standing(r run.Record) (*set.Manifest, error) {
 	return m, err
 }
 
+// stands finds the set of a run that is about to end. It does not wait long for the disk.
+func (e *Engine) stands(bg context.Context, r run.Record) (*set.Manifest, error) {
+	ctx, stop := e.untilStopped(bg)
+	defer stop()
+	m, err := soon(ctx, e.diskLimit(), func() (*set.Manifest, error) { return e.p.Dir.Standing(r.ID, set.ID(r.Set)) })
+	return m, hung(err, e.p.Dir.Dump)
+}
+
 // reportStanding ends a run whose set stands already.
 func (e *Engine) reportStanding(bg context.Context, r run.Record, m *set.Manifest) error {
 	ctx, stop := e.untilStopped(bg)
