@@ -10,6 +10,7 @@ import (
 	"catalog-backup/shared/run"
 	"catalog-backup/worker/dump"
 
+	"github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -100,4 +101,36 @@ func TestLockThatComesLate(t *testing.T) {
 	_, err = take(context.Background(), time.Minute, slow)
 	require.ErrorIs(t, err, dump.ErrHeld)
 	l.Release()
+}
+
+// The temp directory hangs when a worker starts: it says so, signs in and looks after the
+// runs of its node. Beside another whose lock it cannot see it waits, and can be stopped.
+func TestWorkerThatStartsBesideADirectoryThatHangs(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	end := hang(t, g.opts.Temp)
+	log, said := test.NewNullLogger()
+	p := Params{Store: g.store, Dir: g.directory(), Instance: g.opts.Instance, Node: g.opts.Node, Now: time.Now, Log: log, StopWithin: time.Second}
+	worker := func(id string) *Worker {
+		w := New(p, g.rdb, run.Worker{ID: id, Node: g.opts.Node, PID: os.Getpid()})
+		w.firstSweep, w.near.limit = 50*time.Millisecond, 50*time.Millisecond
+		return w
+	}
+	w := worker("w1")
+	require.NoError(t, w.Start(t.Context()))
+	require.NoError(t, w.SignedIn(t.Context()))
+	require.Contains(t, said.AllEntries()[0].Data["error"].(error).Error(), "look at "+g.opts.Temp+" and "+g.opts.Dump+": the file system does not answer")
+	ctx, stop := context.WithCancelCause(t.Context())
+	started := make(chan error, 1)
+	go func() { started <- worker("w2").Start(ctx) }()
+	g.eventually(10*time.Second, "the second one comes", func() bool { in, err := g.store.SignedIn(t.Context(), g.opts.Instance, "w2"); return in && err == nil })
+	stop(errStopping)
+	select {
+	case err := <-started:
+		require.ErrorIs(t, err, errStopping)
+	case <-time.After(10 * time.Second):
+		t.Fatal("it cannot be stopped")
+	}
+	end()
+	w.Shutdown()
 }

@@ -102,8 +102,8 @@ func TestRolledBackRunMakesNoSecondSet(t *testing.T) {
 			g.clean(r)
 			begun := g.count(r.ID, "begin", FirstStage)
 			require.NoError(t, g.redis.Rollback(then))
-			require.False(t, g.get(r.ID).State.Over())
 			again := g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+			require.NotEqual(t, r.Ended, again.Ended, "it had gone back")
 			g.clean(again)
 			require.Equal(t, begun, g.count(r.ID, "begin", FirstStage), "nothing is done again")
 			require.Equal(t, r.Set, again.Set)
@@ -114,6 +114,30 @@ func TestRolledBackRunMakesNoSecondSet(t *testing.T) {
 			g.another()
 		})
 	}
+}
+
+// The same run, whose set is not to be seen whole for a while: whether it stands is not
+// known, and it makes no second one meanwhile.
+func TestRolledBackRunWaitsForItsSet(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	g.opts.Limits.Errors = 1000
+	then := filepath.Join(t.TempDir(), "then")
+	r := g.begin()
+	require.NoError(t, g.redis.Snapshot(then))
+	g.worker()
+	r = g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+	g.clean(r)
+	archive := filepath.Join(g.opts.Dump, set.ID(r.Set).MainName())
+	require.NoError(t, os.Rename(archive, archive+".aside"))
+	require.NoError(t, g.redis.Rollback(then))
+	g.eventually(20*time.Second, "it is tried again", func() bool { return outcomes(g.get(r.ID))[run.Erred] > 0 })
+	require.Contains(t, g.get(r.ID).Error, "look at the archives of set "+r.Set)
+	require.NoError(t, os.Rename(archive+".aside", archive))
+	again := g.waitOver(r.ID, run.Succeeded, 20*time.Second)
+	g.clean(again)
+	require.Equal(t, r.Set, again.Set)
+	require.Equal(t, 1, g.count(r.ID, "begin", FirstStage))
 }
 
 // markAs makes dir the staging of an earlier version's worker.

@@ -22,6 +22,9 @@ import (
 type neighbours struct {
 	p    Params
 	lock *dump.WorkerLock
+	disk looks
+	// limit is how long the disk may take to give the lock, or to show another's.
+	limit time.Duration
 
 	mu  sync.Mutex
 	who run.Worker
@@ -44,7 +47,7 @@ const (
 func newNeighbours(p Params, who run.Worker) *neighbours {
 	unwatched := make(chan struct{})
 	close(unwatched)
-	return &neighbours{p: p, who: who, watched: unwatched, proven: map[string]string{}, doubts: map[string]time.Time{}}
+	return &neighbours{p: p, who: who, limit: 5 * time.Second, watched: unwatched, proven: map[string]string{}, doubts: map[string]time.Time{}}
 }
 
 // shown is the worker as Redis shows it.
@@ -90,10 +93,16 @@ func (n *neighbours) prove(ctx context.Context, tell time.Duration) error {
 	begun := n.p.Now()
 	for told := false; ; {
 		certain, err := n.look(ctx, time.Second)
-		if err != nil || certain {
+		hangs := errors.Is(err, errHangs)
+		if err != nil && !hangs || certain {
 			return err
 		}
-		if !told && n.p.Now().Sub(begun) > tell {
+		switch {
+		case told || n.p.Now().Sub(begun) <= tell:
+		case hangs:
+			told = true
+			n.p.Log.WithError(err).Warn("this worker takes no work yet: Redis shows others of its node, whose locks it must see first")
+		default:
 			told = true
 			n.p.Log.Warnf("this worker takes no work yet: Redis shows others of its node whose locks it does not see (%s); one that died counts as live until shortly after its last sign",
 				strings.Join(slices.Sorted(maps.Keys(n.doubts)), ", "))
@@ -110,13 +119,20 @@ func (n *neighbours) prove(ctx context.Context, tell time.Duration) error {
 }
 
 // renew takes the worker's lock anew where somebody removed it. A worker that gets none
-// works, but alone.
+// works, but alone. One that comes late, from a disk that hung, is noted the next time.
 func (n *neighbours) renew() {
-	err := n.lock.Renew()
+	err := n.disk.at("lock", n.limit, n.lock.Renew)
+	hangs := errors.Is(err, errHangs)
+	if hangs {
+		err = hung(err, n.p.Dir.Temp+" and "+n.p.Dir.Dump)
+	}
 	if err != nil && !n.lacking {
 		n.p.Log.WithError(err).Warn("no other worker of this node can begin while this one lacks its lock; trying on")
 	}
 	n.lacking = err != nil
+	if hangs {
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.who.TempLock, n.who.DumpLock = n.lock.Files()
@@ -136,7 +152,10 @@ func (n *neighbours) look(ctx context.Context, patience time.Duration) (certain 
 		if w.Node != me.Node || w.ID == me.ID || !w.Before(me) || n.proven[w.ID] == locks(w, me) {
 			continue
 		}
-		seen, dead := n.see(w, me)
+		seen, dead, err := n.seeSoon(w, me)
+		if err != nil {
+			return false, err // not that it is not seen
+		}
 		if dead {
 			continue
 		}
@@ -164,6 +183,25 @@ func (n *neighbours) look(ctx context.Context, patience time.Duration) (certain 
 // unmounted, it is no proof any more.
 func locks(w, me run.Worker) string {
 	return strings.Join([]string{w.TempLock, w.DumpLock, me.TempLock, me.DumpLock}, " ")
+}
+
+// seeSoon is see, and an error where the disk hangs.
+func (n *neighbours) seeSoon(w, me run.Worker) (seen string, dead bool, err error) {
+	type sights struct {
+		seen string
+		dead bool
+	}
+	got := make(chan sights, 1)
+	err = n.disk.at("see "+w.ID, n.limit, func() error {
+		seen, dead := n.see(w, me)
+		got <- sights{seen, dead}
+		return nil
+	})
+	if err != nil {
+		return "", false, hung(err, n.p.Dir.Temp+" and "+n.p.Dir.Dump)
+	}
+	s := <-got
+	return s.seen, s.dead, nil
 }
 
 // see looks at the locks of a worker: "" if both are seen locked, else what is seen.
@@ -288,7 +326,7 @@ func (n *neighbours) leave() {
 	}
 	select {
 	case <-n.watched:
-		n.lock.Release(err == nil)
+		_ = n.disk.at("lock", min(n.limit, 2*time.Second), func() error { n.lock.Release(err == nil); return nil })
 	case <-ctx.Done(): // its file system does not answer; the end of the process gives the lock back
 	}
 }

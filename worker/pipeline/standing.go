@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
@@ -16,10 +18,9 @@ func (e *Engine) standing(r run.Record) (*set.Manifest, error) {
 	if e.next(r.Stage) == "" {
 		return nil, nil // the last stage looks itself
 	}
-	id := set.ID(r.Set)
-	m, err := e.p.Dir.Standing(r.ID, id)
-	if _, bad := set.ParseID(string(id)); bad != nil {
-		return m, nil // nothing is reserved, as far as is known: the first stage says what is wrong with the directory
+	m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
+	if at := (*fs.PathError)(nil); r.Stage == FirstStage && errors.As(err, &at) && at.Path == e.p.Dir.Dump {
+		return nil, nil // the stage says what is wrong with the directory
 	}
 	return m, err
 }
