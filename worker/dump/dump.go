@@ -28,6 +28,8 @@ type Directory struct {
 	EndLeftover func(ctx context.Context, pidFile string) error
 	// Now tells what is old enough to be debris; nil: time.Now.
 	Now func() time.Time
+	// Hashing remembers what was begun; nil: each look begins anew.
+	Hashing *Hashing
 	// oneRead bounds the reading of one file under the dump lock; 0: oneReadLimit.
 	oneRead time.Duration
 }
