@@ -13,7 +13,6 @@ import (
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
-	"catalog-backup/worker/stage"
 )
 
 // RunDir is the staging of a run below the temp directory.
@@ -96,9 +95,7 @@ func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool
 	}
 	taken, none := in.taken(), false
 	if in.Commit != nil {
-		if none, err = d.seal(in); stage.IsFull(err) {
-			return false, errors.Join(err, d.removeStagings(runID)) // which gives it room the next time
-		} else if err != nil {
+		if none, err = d.seal(in); err != nil {
 			return false, err
 		}
 	}

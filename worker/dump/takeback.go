@@ -11,6 +11,9 @@ import (
 	"syscall"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+
+	"golang.org/x/sys/unix"
 )
 
 // errCommitted means that an attempt committed while its commit was looked at.
@@ -50,6 +53,9 @@ func (d *Directory) seal(in Intent) (none bool, err error) {
 		err = d.sealed(in)
 	}
 	none = err == nil
+	if stage.IsFull(err) { // no room for another name
+		return d.sealByRemoval(in, err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		// The part was made the manifest, and somebody has removed that since, or moves the
 		// set away just now; or somebody removed the part. Nothing tells which.
@@ -62,6 +68,31 @@ func (d *Directory) seal(in Intent) (none bool, err error) {
 		return false, fmt.Errorf("take back the broken commit of set %s of run %s: %w: nothing of it is removed", in.Set, in.Run, err)
 	}
 	return none, nil
+}
+
+// sealByRemoval seals where the disk is so full that the part can get no other name: it
+// loses the one it has. If it has no name at all then, it was not made the manifest.
+func (d *Directory) sealByRemoval(in Intent, full error) (none bool, err error) {
+	path := filepath.Join(d.Dump, in.Commit.manifest().Part)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || links(st) != 1 {
+		return false, full
+	}
+	if err = os.Remove(path); err == nil {
+		err = set.SyncDir(d.Dump)
+	}
+	if err != nil {
+		return false, err
+	}
+	st, err := f.Stat()
+	if err == nil && links(st) != 0 {
+		err = fmt.Errorf("%w (%s has another name)", errCommitted, filepath.Base(path))
+	}
+	return err == nil, err
 }
 
 // sealed tells no error if what seals the commit is there: now, from an earlier attempt,
