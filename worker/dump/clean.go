@@ -106,8 +106,6 @@ func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool
 	})}
 	if none { // after the parts, which one who commits still could give these names
 		errs = append(errs, d.removeFinals(in, d.sameContent(ctx)))
-	} else if in.Commit != nil {
-		errs = append(errs, d.mayHaveStood(in))
 	}
 	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp), before.removeRunDir(runID))
 	if !stands { // a manifest's part that a commit misses counts as made the manifest: it is removed only where no commit began
@@ -122,6 +120,9 @@ func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool
 	}
 	if err := d.removeIntent(runID); err != nil || taken == "" {
 		return stands, err
+	}
+	if !none {
+		return stands, d.mayHaveStood(in) // which is told once: nothing more is to be done
 	}
 	return stands, d.removeHere(runID, func(name string) bool { return name == taken })
 }

@@ -141,7 +141,7 @@ func (d *Directory) mayHaveStood(in Intent) error {
 	if len(left) == 0 {
 		return nil
 	}
-	return fmt.Errorf("set %s was committed, as it seems, and its manifest was moved away or removed by somebody since: nothing else of it is touched; move these away, too, or remove them, if the set is not needed: %s", in.Set, strings.Join(left, " "))
+	return fmt.Errorf("set %s was committed, as it seems, and its manifest was moved away or removed by somebody since: nothing else of it is touched, and this is told only once; move these away, too, or remove them, if the set is not needed: %s", in.Set, strings.Join(left, " "))
 }
 
 // isMark tells that a file is the run's intent by another name.
