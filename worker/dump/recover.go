@@ -47,7 +47,7 @@ func (d *Directory) manifest(runID string, id set.ID) (*set.Manifest, error) {
 		if _, at := os.Lstat(path); !errors.Is(at, fs.ErrNotExist) { // a link that leads nowhere now, or one that has just been made
 			break
 		}
-		if err = d.present(runID); err == nil {
+		if err = d.absent(runID, id); err == nil {
 			return nil, nil
 		}
 	case d.isMark(runID, path): // a cleanup was cut short (nameIsFree)
@@ -93,6 +93,21 @@ func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 		}
 	}
 	return nil, nil
+}
+
+// absent tells an error where a manifest that is not found may be there: what a host
+// remembers of a name, and what the directory's list says, are two answers.
+func (d *Directory) absent(runID string, id set.ID) error {
+	entries, err := os.ReadDir(d.Dump)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == id.ManifestName() {
+			return errors.New("the directory lists its manifest, which this host does not find yet")
+		}
+	}
+	return d.present(runID)
 }
 
 // present tells an error where the dump directory is not the one in which a set was

@@ -199,3 +199,38 @@ func TestNameThatIsTakenInTheCommit(t *testing.T) {
 	require.NoError(t, errors.Join(err, second(d.Clean(context.Background(), in.Run, true))))
 	requireOnly(t, d, finals(files)...)
 }
+
+// A set is committed and its run tidy, but another host remembers that there was no
+// manifest: what it would tell of the run is unknown, not failed.
+func TestTidySetThatIsNotSeen(t *testing.T) {
+	a := newDirectory(t)
+	b := *a
+	b.Dump = forgetful(t, a.Dump, 2*time.Second)
+	in, files := parts(t, a, runID("a"), 2)
+	require.NoError(t, second(b.Standing(in.Run, in.Set)))
+	require.NoError(t, a.Commit(in.Run, files, yes))
+	require.NoError(t, second(a.Clean(context.Background(), in.Run, true)))
+	m, err := b.Standing(in.Run, in.Set)
+	if err == nil { // a slow machine: it is seen
+		require.NotNil(t, m)
+		return
+	}
+	require.ErrorContains(t, err, "does not find yet")
+	require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 20*time.Second, 50*time.Millisecond)
+}
+
+// What is old is told by the file system's clock, which a full one cannot be asked for.
+func TestDebrisByTheClockOfTheFileSystem(t *testing.T) {
+	d := small(t, "inodes")
+	old, fresh := filepath.Join(d.Dump, ".catalog-backup-check.1"), filepath.Join(d.Dump, ".catalog-backup-check.2")
+	write(t, old)
+	write(t, fresh)
+	ago := time.Now().Add(-debrisAge - time.Minute)
+	require.NoError(t, os.Chtimes(old, ago, ago))
+	fill(t, "inodes", filepath.Join(filepath.Dir(d.Dump), "another's"), "x.part")
+	require.NoError(t, d.RemoveDebris())
+	require.FileExists(t, old)
+	require.NoError(t, os.RemoveAll(filepath.Join(filepath.Dir(d.Dump), "another's")))
+	require.NoError(t, d.RemoveDebris())
+	requireOnly(t, d, filepath.Base(fresh))
+}

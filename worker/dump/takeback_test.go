@@ -49,7 +49,7 @@ func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
 			t.Parallel()
 			a := newDirectory(t)
 			b := *a
-			b.Dump = forgetful(t, a.Dump, 1500*time.Millisecond)
+			b.Dump = forgetful(t, a.Dump, 5*time.Second)
 			in, files := parts(t, a, runID("a"), 2)
 			m, err := b.Standing(in.Run, in.Set)
 			require.NoError(t, err)
@@ -57,6 +57,10 @@ func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
 			require.NoError(t, a.Commit(in.Run, files, yes))
 			stands, err := b.Clean(context.Background(), in.Run, forward)
 			require.False(t, stands)
+			require.ErrorContains(t, err, "the directory lists its manifest")
+			if in, err = b.ReadIntent(in.Run); err == nil { // and where its list is as old
+				err = second(b.seal(in))
+			}
 			require.ErrorIs(t, err, errCommitted)
 			require.ErrorContains(t, err, in.Set.ManifestName())
 			_, err = b.Recover(in.Run)
@@ -66,7 +70,7 @@ func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
 				require.True(t, stands)
 			}
 			requireOnly(t, a, append(finals(files), "."+in.Run+intentSuffix)...)
-			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 10*time.Second, 50*time.Millisecond)
+			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 20*time.Second, 50*time.Millisecond)
 			stands, err = b.Clean(context.Background(), in.Run, forward)
 			require.NoError(t, err)
 			require.True(t, stands)
