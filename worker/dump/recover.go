@@ -7,7 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
+	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
 	"catalog-backup/worker/stage"
 )
@@ -74,25 +77,42 @@ func (d *Directory) whole(m *set.Manifest) error {
 	return nil
 }
 
+// ErrUnread is wrapped where a manifest that may be the run's cannot be read now.
+var ErrUnread = errors.New("it may be the run's, and cannot be read")
+
+// clocksApart is how much earlier than its run a set may be by its id: the worker's clock
+// names the set, and the asking host's the run.
+const clocksApart = 2 * time.Hour
+
 // standingAnywhere looks for a set of a run that has reserved no id, as its record says:
-// a Redis that went back has forgotten it. A manifest that cannot be read, or not in time,
-// is passed over, since nothing is removed for want of it.
+// a Redis that went back has forgotten it. What is damaged is passed over, since nothing
+// is removed for want of it, and what is older than the run is not looked at.
 func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {
 		return nil, fmt.Errorf("look whether a set of run %s is committed: %w", runID, err)
 	}
+	begun, err := run.Begun(runID)
+	if err != nil {
+		return nil, err
+	}
 	reading, stop := context.WithTimeout(context.Background(), readLimit)
 	defer stop()
+	var unread error
 	for _, e := range entries {
-		if id, ok := set.IDOfName(e.Name()); ok && e.Name() == id.ManifestName() {
-			m, _ := readWithin(reading, d.oneRead, e.Name(), func() (*set.Manifest, error) { return set.ReadHead(filepath.Join(d.Dump, e.Name())) })
-			if m != nil && m.Run == runID {
-				return d.manifest(runID, id)
-			}
+		id, ok := set.IDOfName(e.Name())
+		if !ok || e.Name() != id.ManifestName() || id.Minute().Before(begun.Add(-clocksApart)) {
+			continue
+		}
+		m, err := readWithin(reading, d.oneRead, e.Name(), func() (*set.Manifest, error) { return set.ReadHead(filepath.Join(d.Dump, e.Name())) })
+		if m != nil && m.Run == runID {
+			return d.manifest(runID, id)
+		}
+		if errno := syscall.Errno(0); errors.Is(err, context.DeadlineExceeded) || errors.As(err, &errno) && errno != syscall.ENOENT {
+			unread = fmt.Errorf("look whether a set of run %s is committed: %s: %w: %w", runID, e.Name(), ErrUnread, err)
 		}
 	}
-	return nil, nil
+	return nil, unread
 }
 
 // absent tells an error where a manifest that is not found may be there: what a host

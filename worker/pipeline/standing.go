@@ -2,9 +2,11 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/dump"
 
 	"github.com/sirupsen/logrus"
 )
@@ -18,7 +20,7 @@ func (e *Engine) standing(r run.Record) (*set.Manifest, error) {
 	}
 	id := set.ID(r.Set)
 	m, err := e.p.Dir.Standing(r.ID, id)
-	if _, bad := set.ParseID(string(id)); bad != nil {
+	if _, bad := set.ParseID(string(id)); bad != nil && !errors.Is(err, dump.ErrUnread) {
 		return m, nil // nothing is reserved, as far as is known: the first stage says what is wrong with the directory
 	}
 	return m, err
