@@ -138,7 +138,7 @@ func startRedis(ctx context.Context, c *config.Config, log *logrus.Logger) (end 
 }
 
 func params(c *config.Config, rdb *redis.Client, log *logrus.Logger) pipeline.Params {
-	dir := &dump.Directory{Dump: c.Backup.DumpDir, Temp: c.Backup.TempDir, Instance: c.Instance, Node: c.Node, EndLeftover: keeper.EndLeftover}
+	dir := &dump.Directory{Dump: c.Backup.DumpDir, Temp: c.Backup.TempDir, Instance: c.Instance, Node: c.Node, EndLeftover: keeper.EndLeftover, Hashing: &dump.Hashing{}}
 	store := run.NewStore(rdb, nil, c.Queue.KeepRuns)
 	logf := func(f string, a ...any) { log.Infof(f, a...) }
 	return pipeline.Params{

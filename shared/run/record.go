@@ -5,6 +5,7 @@ package run
 
 import (
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 	"time"
@@ -105,6 +106,14 @@ var idRE = regexp.MustCompile(`^[0-9]{8}t[0-9]{6}z-[a-z2-7]{8}$`)
 
 // ValidID tells whether s has the form of a run id. It may become part of a path.
 func ValidID(s string) bool { return idRE.MatchString(s) }
+
+// Begun is the time that a run's id tells: when it was asked for, by the clock of who asked.
+func Begun(id string) (time.Time, error) {
+	if !ValidID(id) {
+		return time.Time{}, fmt.Errorf("%q is no run id", id)
+	}
+	return time.Parse("20060102T150405Z", strings.ToUpper(id[:len("20060102T150405Z")]))
+}
 
 // NewID makes a run id from the time and at least five random bytes.
 func NewID(now time.Time, random []byte) string {

@@ -22,16 +22,11 @@ const (
 // later version or another size than proofs are, it stays.
 func AddProof(dir string, id ID, p Proof) error {
 	path := filepath.Join(dir, id.ProofName())
-	lock, err := lockProofs(path, proofWait)
+	unlock, err := lockProofs(path, proofWait)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if isAt(lock, lock.Name()) == nil {
-			_ = os.Remove(lock.Name())
-		}
-		_ = lock.Close()
-	}()
+	defer unlock()
 	all, err := readProofs(path, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = writeProofs(path, all, p, writeNew); !errors.Is(err, fs.ErrExist) {
@@ -83,14 +78,23 @@ func readProofsThere(path string, id ID) (Proofs, error) {
 // lockProofs takes the lock of a file of proofs: of two verifications that end together
 // the later one adds to what the other wrote. The lock is a file beside it, which goes
 // with the lock. It is open for writing, since over NFS only that is locked at the server.
-func lockProofs(path string, wait time.Duration) (*os.File, error) {
+// A file system that has no locks keeps nobody from writing proofs.
+func lockProofs(path string, wait time.Duration) (unlock func(), err error) {
 	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".lock")
 	for end := time.Now().Add(wait); ; time.Sleep(proofPoll) {
 		f, err := tryLock(name)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
+		switch {
+		case err == nil:
+			return func() {
+				if isAt(f, name) == nil {
+					_ = os.Remove(name)
+				}
+				_ = f.Close()
+			}, nil
+		case errors.Is(err, syscall.ENOLCK), errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENOSYS):
+			_ = os.Remove(name)
+			return func() {}, nil
+		case !errors.Is(err, syscall.EWOULDBLOCK):
 			return nil, fmt.Errorf("lock the proofs: %w", err)
 		}
 		if time.Now().After(end) {

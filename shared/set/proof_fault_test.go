@@ -44,3 +44,21 @@ func TestProofsThatCannotBeReadStay(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(f.Backing, id.ProofName()), before, 0o600))
 	}
 }
+
+// A file system without locks keeps proofs all the same, and nothing beside them.
+func TestProofsWithoutLocks(t *testing.T) {
+	f := faultfs.Mount(t, t.TempDir())
+	for n, errno := range []syscall.Errno{syscall.ENOLCK, syscall.EOPNOTSUPP, syscall.ENOSYS} {
+		f.Hook(func(op faultfs.Op) syscall.Errno {
+			if op.Kind == faultfs.Lock {
+				return errno
+			}
+			return 0
+		})
+		require.NoError(t, AddProof(f.Path, id, Proof{Kind: "verify", At: proofTime, Good: true}))
+		all, err := ReadProofs(f.Backing, id)
+		require.NoError(t, err)
+		require.Len(t, all.Proofs, n+1)
+		require.Equal(t, []string{id.ProofName()}, namesIn(t, f.Backing))
+	}
+}

@@ -49,15 +49,16 @@ func (s pack) Run(ctx context.Context, a *pipeline.Attempt) (any, error) {
 		if err := a.Holds(ctx, true); err != nil {
 			return nil, err
 		}
-		if _, err := s.Dir.Recover(a.Run.ID, true); err != nil {
+		if _, err := s.Dir.Recover(a.Run.ID); err != nil {
 			return nil, err
 		}
 		if m, err = s.Dir.Standing(a.Run.ID, in.Set); err != nil {
 			return nil, err
 		}
-		if m != nil {
-			return nil, s.tell(ctx, a, m)
+		if m == nil {
+			return nil, fmt.Errorf("look at set %s, whose commit was finished just now: its manifest is not there", in.Set)
 		}
+		return nil, s.tell(ctx, a, m)
 	}
 	m = &set.Manifest{}
 	parts := []string{in.Set.MainName(), in.Set.TextName(), in.Set.ScriptName(), in.Set.ManifestName()}

@@ -1,6 +1,7 @@
 package dump
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,23 +17,40 @@ type earlierTemp struct {
 	lock *Lock
 }
 
-// before takes the run's lock in its earlier temp directory: an attempt may live there.
-func (d *Directory) before(runID string) (*earlierTemp, error) {
+// before takes the run's lock in its earlier temp directory: an attempt may live there,
+// and that is ErrHeld. Any other error says that the directory, whose disk may be dead and
+// the reason why another is configured, cannot be looked at.
+func (d *Directory) before(ctx context.Context, runID string) (*earlierTemp, error) {
 	in, err := d.ReadIntent(runID)
 	if err != nil {
 		return nil, ignoring(err, fs.ErrNotExist)
 	}
-	if in.Temp == d.Temp || !filepath.IsAbs(in.Temp) || sameDir(in.Temp, d.Temp) {
+	if in.Temp == d.Temp || !filepath.IsAbs(in.Temp) {
 		return nil, nil
 	}
 	was := *d
 	was.Temp = filepath.Clean(in.Temp)
-	if _, err := os.Lstat(was.RunDir(runID)); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	lock, err := was.LockToClean(runID)
+	ctx, stop := context.WithTimeout(ctx, cmp.Or(d.oneRead, oneReadLimit))
+	defer stop()
+	lock, err := readWithin(ctx, 0, was.RunDir(runID), func() (*Lock, error) {
+		if sameDir(in.Temp, d.Temp) {
+			return nil, nil
+		}
+		if _, err := os.Lstat(was.RunDir(runID)); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		lock, err := was.LockToClean(runID)
+		if err == nil && ctx.Err() != nil { // nobody waits any more
+			lock.Release()
+		}
+		return lock, err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("lock %s, which was alation.backup.data_temp_dir when the run began: %w; where it is another run's, remove it by hand", was.RunDir(runID), err)
+		return nil, fmt.Errorf("lock %s, which was alation.backup.data_temp_dir when the run began: %w; where it is another run's, or its disk is gone for good, remove by hand first it, if it is there, and then %s",
+			was.RunDir(runID), err, d.intentPath(runID))
+	}
+	if lock == nil {
+		return nil, nil
 	}
 	return &earlierTemp{&was, lock}, nil
 }

@@ -13,7 +13,6 @@ import (
 
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
-	"catalog-backup/worker/stage"
 )
 
 // RunDir is the staging of a run below the temp directory.
@@ -79,44 +78,51 @@ func (d *Directory) Clean(ctx context.Context, runID string, forward bool) (bool
 }
 
 func (d *Directory) clean(ctx context.Context, runID string, forward bool) (bool, error) {
-	before, err := d.before(runID)
-	if err != nil {
-		return false, err
+	before, away := d.before(ctx, runID)
+	if errors.Is(away, ErrHeld) { // an attempt lives there
+		return false, away
 	}
 	defer before.release()
 	if err := errors.Join(d.EndLeftovers(ctx, runID), before.endLeftovers(ctx, runID)); err != nil {
 		return false, err
 	}
 	in, stands, err := d.finish(runID, forward)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrTaken) {
 		return stands, err
 	}
 	if stands {
 		in.Commit = nil // it is over
 	}
-	taken := in.taken()
+	taken, none := in.taken(), false
 	if in.Commit != nil {
-		if err := d.seal(in); stage.IsFull(err) {
-			return false, errors.Join(err, d.removeStagings(runID)) // which gives it room the next time
-		} else if err != nil {
+		if none, err = d.seal(in); err != nil {
 			return false, err
 		}
 	}
-	errs := []error{d.removeStagings(runID), d.removeHere(runID, func(name string) bool {
-		return set.IsPart(name, runID) && name != taken || isFreshStaging(name, runID) || isHalfIntent(name, runID)
+	isPart := func(name string) bool { return set.IsPart(name, runID) && name != taken }
+	isManifests := func(name string) bool { return strings.HasPrefix(name, "."+in.Set.ManifestName()+".") }
+	errs := []error{away, d.removeStagings(runID), d.removeHere(runID, func(name string) bool {
+		return isPart(name) && (stands || !isManifests(name)) || isFreshStaging(name, runID) || isHalfIntent(name, runID)
 	})}
-	if in.Commit != nil { // after the parts, which one who commits still could give these names
-		errs = append(errs, d.removeFinals(in, sameContent(ctx)))
+	if none { // after the parts, which one who commits still could give these names
+		errs = append(errs, d.removeFinals(in, d.sameContent(ctx)))
 	}
 	errs = append(errs, d.removeRunDir(runID, in.Temp == d.Temp), before.removeRunDir(runID))
-	if !stands {
-		errs = append(errs, d.unchanged(runID, in))
+	if !stands { // a manifest's part that a commit misses counts as made the manifest: it is removed only where no commit began
+		err := d.unchanged(runID, in)
+		if err == nil {
+			err = d.removeHere(runID, isPart)
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return stands, err
 	}
 	if err := d.removeIntent(runID); err != nil || taken == "" {
 		return stands, err
+	}
+	if !none {
+		return stands, d.mayHaveStood(in) // which is told once: nothing more is to be done
 	}
 	return stands, d.removeHere(runID, func(name string) bool { return name == taken })
 }

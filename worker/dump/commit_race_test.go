@@ -23,13 +23,13 @@ func TestTakingBackBesideACommitter(t *testing.T) {
 		}
 		if manifestFirst { // after the other has seen no manifest
 			require.NoError(t, wake())
-			require.ErrorIs(t, d.takeBack(in), errCommitted)
+			require.ErrorIs(t, second(d.seal(in)), errCommitted)
 			for _, n := range names {
 				require.FileExists(t, filepath.Join(d.Dump, n))
 			}
 			continue
 		}
-		require.NoError(t, d.takeBack(in))
+		require.NoError(t, second(d.seal(in)))
 		require.ErrorIs(t, wake(), fs.ErrNotExist)
 		_, err := d.Clean(context.Background(), in.Run, false)
 		require.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"catalog-backup/shared/run"
+	"catalog-backup/worker/stage"
 )
 
 // debrisAge is how old something must be that is of no run that could be asked for:
@@ -30,7 +31,7 @@ var earlierFreshRE = regexp.MustCompile(`^\.pgbackrest\.` + runRE + `\.[0-9]+\.n
 // RemoveDebris removes what kills left that no run's clean-up would find.
 func (d *Directory) RemoveDebris() error {
 	errs := []error{
-		d.eachOld(d.Dump, func(name string, isDir bool) removal {
+		d.eachOld(d.Dump, d.Dump, func(name string, isDir bool) removal {
 			if isDir && earlierFreshRE.MatchString(name) {
 				return d.removeFresh
 			}
@@ -39,7 +40,7 @@ func (d *Directory) RemoveDebris() error {
 			}
 			return debrisFile(name, isDir)
 		}),
-		d.eachOld(d.Temp, func(name string, isDir bool) removal {
+		d.eachOld(d.Temp, d.Temp, func(name string, isDir bool) removal {
 			if isDir && run.ValidID(name) {
 				return func(path string) error { return ignoring(unlessMarked(path), errInUse) }
 			}
@@ -72,21 +73,22 @@ func (s staging) removeDebris() error {
 	if err != nil || in.foreign || in.earlier != nil {
 		return err
 	}
-	err = s.d.eachOld(s.path(), func(name string, isDir bool) removal {
+	err = s.d.eachOld(s.path(), s.d.Dump, func(name string, isDir bool) removal {
 		if _, ok := childOf(name); ok && isDir {
 			return unlessMarked
 		}
 		return nil
 	})
-	old, oerr := s.d.isOld(s.path())
+	old, oerr := s.d.isOld(s.path(), s.d.Dump)
 	if oerr == nil && old {
 		oerr = s.rmdir()
 	}
 	return errors.Join(err, ignoring(oerr, fs.ErrNotExist))
 }
 
-// eachOld removes what lies in dir for longer than debrisAge and is debris by its name.
-func (d *Directory) eachOld(dir string, kind func(name string, isDir bool) removal) error {
+// eachOld removes what lies in dir for longer than debrisAge, by the clock of at, and is
+// debris by its name.
+func (d *Directory) eachOld(dir, at string, kind func(name string, isDir bool) removal) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return ignoring(err, fs.ErrNotExist)
@@ -98,7 +100,7 @@ func (d *Directory) eachOld(dir string, kind func(name string, isDir bool) remov
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		old, err := d.isOld(path)
+		old, err := d.isOld(path, at)
 		if err == nil && old {
 			err = remove(path)
 		}
@@ -107,9 +109,35 @@ func (d *Directory) eachOld(dir string, kind func(name string, isDir bool) remov
 	return errors.Join(errs...)
 }
 
-func (d *Directory) isOld(path string) (bool, error) {
+func (d *Directory) isOld(path, at string) (bool, error) {
 	fi, err := os.Lstat(path)
-	return err == nil && d.now().Sub(fi.ModTime()) > debrisAge, err
+	if err != nil {
+		return false, err
+	}
+	now, err := d.timeAt(at)
+	if stage.IsFull(err) {
+		return false, nil // as little room as it takes, it waits for some
+	}
+	return err == nil && now.Sub(fi.ModTime()) > debrisAge, err
+}
+
+// timeAt asks the file system of a directory what time it is: a host whose clock is ahead
+// of its file server's would take for old what was made just now.
+func (d *Directory) timeAt(dir string) (time.Time, error) {
+	if d.Now != nil {
+		return d.Now(), nil
+	}
+	f, err := os.CreateTemp(dir, ".catalog-backup-check.*")
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return fi.ModTime(), nil
 }
 
 // unlessMarked removes a directory that certainly has no marker, and nothing in it.

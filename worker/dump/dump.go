@@ -26,17 +26,12 @@ type Directory struct {
 	// EndLeftover ends the processes that a pid file in a dead attempt's staging
 	// names; nil where no child processes are ever started.
 	EndLeftover func(ctx context.Context, pidFile string) error
-	// Now tells what is old enough to be debris; nil: time.Now.
+	// Now tells what is old enough to be debris; nil: the file systems' own time.
 	Now func() time.Time
+	// Hashing remembers what was begun; nil: each look begins anew.
+	Hashing *Hashing
 	// oneRead bounds the reading of one file under the dump lock; 0: oneReadLimit.
 	oneRead time.Duration
-}
-
-func (d *Directory) now() time.Time {
-	if d.Now == nil {
-		return time.Now()
-	}
-	return d.Now()
 }
 
 // Check makes sure that both directories are there and can be written, and that

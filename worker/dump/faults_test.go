@@ -13,6 +13,7 @@ import (
 
 	"catalog-backup/shared/lab/faultfs"
 	"catalog-backup/shared/run"
+	"catalog-backup/worker/stage"
 
 	"github.com/stretchr/testify/require"
 )
@@ -153,27 +154,24 @@ func TestCleanSurvivesEveryFault(t *testing.T) {
 	}
 }
 
-// A commit that is taken back by an attempt that goes on, whatever fails and wherever it
-// is killed: the next one takes it back too, and goes on with the Event Bus archive.
-func TestTakingBackSurvivesEveryFault(t *testing.T) {
+// A commit that cannot be finished, whatever fails and wherever its next attempt is killed:
+// nothing goes from a final name, the run fails, and its cleanup takes back what is ours.
+func TestBrokenCommitSurvivesEveryFault(t *testing.T) {
 	for _, forever := range []bool{false, true} {
 		t.Run(fmt.Sprint("for ever ", forever), func(t *testing.T) {
 			t.Parallel()
 			d := newFaulty(t)
-			var files []CommitFile
-			d.each(t, syscall.EIO, forever, func() { files = d.begin(t, 1) }, func() { _, _ = d.Recover(runID("a"), false) }, func(k int) {
-				stands, err := d.Recover(runID("a"), false)
-				require.NoError(t, err, "operation %d", k)
+			d.each(t, syscall.EIO, forever, func() {
+				files := d.begin(t, 1)
+				require.NoError(t, os.Remove(filepath.Join(d.behind.Dump, files[2].Part)))
+			}, func() { _, _ = d.Recover(runID("a")) }, func(k int) {
+				stands, err := d.Recover(runID("a"))
+				require.True(t, stage.IsPermanent(err), "operation %d: %v", k, err)
 				require.False(t, stands)
-				require.Zero(t, d.whole(files))
-				in, err := d.behind.ReadIntent(runID("a"))
+				require.FileExists(t, filepath.Join(d.behind.Dump, "202109232027_1-1_alation_backup.tar.gz"))
+				stands, err = d.Clean(context.Background(), runID("a"), true)
 				require.NoError(t, err)
-				require.Nil(t, in.Commit, "operation %d", k)
-				require.FileExists(t, filepath.Join(d.behind.Dump, files[1].Part))
-				for _, f := range files[2:] {
-					require.NoError(t, d.RemoveParts(in.Run, run.Hold{Fence: 9}, f.Final))
-				}
-				require.NoError(t, second(d.Clean(context.Background(), runID("a"), true)))
+				require.False(t, stands)
 				requireOnly(t, d.behind)
 			})
 		})
@@ -222,7 +220,7 @@ func TestCommitSurvivesEveryFault(t *testing.T) {
 					require.Equal(t, 5, d.whole(files), "operation %d", k)
 				}
 				before := d.whole(files)
-				stands, err := d.Recover(runID("a"), true)
+				stands, err := d.Recover(runID("a"))
 				require.NoError(t, err)
 				require.True(t, stands, "operation %d, %d renames were done", k, before)
 				require.Equal(t, 5, d.whole(files))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"catalog-backup/shared/run"
@@ -16,7 +17,7 @@ import (
 )
 
 // small mounts a file system of 4 MB, or one with few inodes, for dump and temp.
-func small(t *testing.T, kind string) *Directory {
+func small(t *testing.T, kind string, mkfs ...string) *Directory {
 	t.Helper()
 	root := t.TempDir()
 	switch kind {
@@ -28,7 +29,7 @@ func small(t *testing.T, kind string) *Directory {
 		image := filepath.Join(t.TempDir(), "image")
 		require.NoError(t, os.WriteFile(image, nil, 0o600))
 		require.NoError(t, os.Truncate(image, 8<<20))
-		out, err := exec.Command("mkfs.ext4", "-q", "-m", "0", image).CombinedOutput()
+		out, err := exec.Command("mkfs.ext4", append(append([]string{"-q", "-m", "0"}, mkfs...), image)...).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 		out, err = exec.Command("mount", "-o", "loop", image, root).CombinedOutput()
 		require.NoError(t, err, "%s", out)
@@ -194,5 +195,32 @@ func TestFullDiskInEveryWriteOfARun(t *testing.T) {
 			lock.Release()
 			requireOnly(t, d)
 		}
+	}
+}
+
+// Another has filled the disk, and small files the directory's last block: the manifest's
+// part fits under no other name, and the run's parts go all the same.
+func TestFullDirectoryIsFreed(t *testing.T) {
+	d := small(t, "ext4", "-b", "1024", "-N", "4000")
+	in, files := parts(t, d, runID("a"), 1)
+	large := filepath.Join(d.Dump, files[0].Part)
+	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20), 0o600))
+	files[0].Size = 1 << 20
+	require.ErrorIs(t, d.Commit(in.Run, files, func() error { return run.ErrFenced }), run.ErrFenced)
+	fill(t, "ext4", filepath.Dir(d.Dump), "another's.part")
+	names := 0
+	for ; ; names++ {
+		if err := os.WriteFile(filepath.Join(d.Dump, fmt.Sprintf("x%03d", names)), nil, 0o600); err != nil {
+			require.ErrorIs(t, err, unix.ENOSPC)
+			break
+		}
+	}
+	err := os.Rename(filepath.Join(d.Dump, files[4].Part), filepath.Join(d.Dump, in.taken()+"x"))
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.NoError(t, second(d.Clean(context.Background(), in.Run, false)))
+	left, err := os.ReadDir(d.Dump)
+	require.NoError(t, err)
+	for _, e := range left {
+		require.True(t, strings.HasPrefix(e.Name(), "x") || e.Name() == lockName, e.Name())
 	}
 }

@@ -60,7 +60,7 @@ func TestMovedDirectoryIsTakenBack(t *testing.T) {
 
 	ctx, stop := context.WithCancel(context.Background())
 	stop()
-	_, err = sameContent(ctx)(CommitFile{SHA256: "x"}, filepath.Join(d.Dump, files[0].Final))
+	_, err = d.sameContent(ctx)(CommitFile{SHA256: "x"}, filepath.Join(d.Dump, files[0].Final))
 	require.ErrorIs(t, err, context.Canceled, "a large one keeps nobody")
 }
 

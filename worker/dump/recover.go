@@ -1,13 +1,18 @@
 package dump
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
+	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
 )
 
 // Standing finds the committed set of a run by its manifest alone: the intent may
@@ -45,10 +50,10 @@ func (d *Directory) manifest(runID string, id set.ID) (*set.Manifest, error) {
 		if _, at := os.Lstat(path); !errors.Is(at, fs.ErrNotExist) { // a link that leads nowhere now, or one that has just been made
 			break
 		}
-		if err = d.present(runID); err == nil {
+		if err = d.absent(runID, id); err == nil {
 			return nil, nil
 		}
-	case d.isMark(runID, path): // a cleanup was cut short (sealByName)
+	case d.isMark(runID, path): // a cleanup was cut short (nameIsFree)
 		return nil, nil
 	case err == nil:
 		err = fmt.Errorf("%s names no run", id.ManifestName())
@@ -72,22 +77,57 @@ func (d *Directory) whole(m *set.Manifest) error {
 	return nil
 }
 
+// ErrUnread is wrapped where a manifest that may be the run's cannot be read now.
+var ErrUnread = errors.New("it may be the run's, and cannot be read")
+
+// clocksApart is how much earlier than its run a set may be by its id: the worker's clock
+// names the set, and the asking host's the run.
+const clocksApart = 2 * time.Hour
+
 // standingAnywhere looks for a set of a run that has reserved no id, as its record says:
-// a Redis that went back has forgotten it. A manifest that cannot be read is passed over,
-// since nothing is removed for want of it.
+// a Redis that went back has forgotten it. What is damaged is passed over, since nothing
+// is removed for want of it, and what is older than the run is not looked at.
 func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 	entries, err := os.ReadDir(d.Dump)
 	if err != nil {
 		return nil, fmt.Errorf("look whether a set of run %s is committed: %w", runID, err)
 	}
+	begun, err := run.Begun(runID)
+	if err != nil {
+		return nil, err
+	}
+	reading, stop := context.WithTimeout(context.Background(), readLimit)
+	defer stop()
+	var unread error
 	for _, e := range entries {
-		if id, ok := set.IDOfName(e.Name()); ok && e.Name() == id.ManifestName() {
-			if m, _ := set.ReadHead(filepath.Join(d.Dump, e.Name())); m != nil && m.Run == runID {
-				return d.manifest(runID, id)
-			}
+		id, ok := set.IDOfName(e.Name())
+		if !ok || e.Name() != id.ManifestName() || id.Minute().Before(begun.Add(-clocksApart)) {
+			continue
+		}
+		m, err := readWithin(reading, d.oneRead, e.Name(), func() (*set.Manifest, error) { return set.ReadHead(filepath.Join(d.Dump, e.Name())) })
+		if m != nil && m.Run == runID {
+			return d.manifest(runID, id)
+		}
+		if errno := syscall.Errno(0); errors.Is(err, context.DeadlineExceeded) || errors.As(err, &errno) && errno != syscall.ENOENT {
+			unread = fmt.Errorf("look whether a set of run %s is committed: %s: %w: %w", runID, e.Name(), ErrUnread, err)
 		}
 	}
-	return nil, nil
+	return nil, unread
+}
+
+// absent tells an error where a manifest that is not found may be there: what a host
+// remembers of a name, and what the directory's list says, are two answers.
+func (d *Directory) absent(runID string, id set.ID) error {
+	entries, err := os.ReadDir(d.Dump)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == id.ManifestName() {
+			return errors.New("the directory lists its manifest, which this host does not find yet")
+		}
+	}
+	return d.present(runID)
 }
 
 // present tells an error where the dump directory is not the one in which a set was
@@ -112,29 +152,23 @@ func (d *Directory) present(runID string) error {
 		d.Dump, lockName, filepath.Join(d.Dump, lockName))
 }
 
-// Recover looks at a run whose worker died in the commit. With forward it finishes
-// the commit if every file is there as the intent says; otherwise it takes the final
-// names back, and the intent names no commit any more: who goes on may remove parts. It
-// tells whether the set stands. An error is told before anything was taken back, but for
-// what could not be removed.
-func (d *Directory) Recover(runID string, forward bool) (bool, error) {
-	in, stands, err := d.finish(runID, forward)
-	if err != nil || stands || in.Commit == nil {
-		return stands, err
+// Recover finishes a commit whose worker died in it if every file is there as the intent
+// says, and tells whether the set stands. It removes nothing from a final name. Where the commit can not be
+// finished, the run fails, for good, and its cleanup takes the files back: to go on would
+// be to use their names again, at which one who lost its lock may still be removing.
+func (d *Directory) Recover(runID string) (bool, error) {
+	in, stands, err := d.finish(runID, true)
+	if err == nil && !stands && in.Commit != nil { // or its manifest is there, though not seen yet
+		_, err = d.seal(in)
 	}
-	if err := d.takeBack(in); err != nil {
-		return false, err
+	if err == nil && !stands && in.found != nil {
+		err = stage.Permanentf("finish the commit of set %s, in which a worker died: not all of its files are there as they were written: run the backup again", in.Set)
 	}
-	taken := in.taken()
-	in.Commit = nil
-	if err := d.writeIntent(in); err != nil {
-		return false, err
-	}
-	return false, d.removeHere(runID, func(name string) bool { return name == taken })
+	return stands, err
 }
 
 // finish reads a run's intent, finishes its commit if it may and can, and tells whether
-// the set stands. It removes nothing. Without an intent, and without an error, nothing
+// the set stands. It removes nothing; ErrTaken keeps it from finishing, and from nothing else. Without an intent, and without an error, nothing
 // of the run was ever under a final name and is not a set.
 func (d *Directory) finish(runID string, forward bool) (in Intent, stands bool, err error) {
 	in, err = d.ReadIntent(runID)
@@ -163,9 +197,6 @@ func (d *Directory) finish(runID string, forward bool) (in Intent, stands bool, 
 		return in, false, err
 	}
 	err = d.rename(in, func() error { return nil }) // the caller holds the lock, and asked
-	if errors.Is(err, ErrTaken) {
-		return in, false, nil
-	}
 	return in, err == nil, err
 }
 

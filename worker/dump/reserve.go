@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,7 +101,7 @@ func (d *Directory) taken(ctx context.Context, now time.Time) (reserved, error) 
 	if err != nil {
 		return out, fmt.Errorf("reserve a set id: %w", err)
 	}
-	for _, e := range entries {
+	for _, e := range slices.Backward(entries) { // the newest set first: it is the only one of ours that is read
 		if id, ok := idOfPart(e.Name()); ok {
 			out.ids[id] = true
 		}

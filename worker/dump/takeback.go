@@ -1,12 +1,8 @@
 package dump
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +11,9 @@ import (
 	"syscall"
 
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
+
+	"golang.org/x/sys/unix"
 )
 
 // errCommitted means that an attempt committed while its commit was looked at.
@@ -41,52 +40,79 @@ func (in Intent) taken() string {
 	return strings.TrimSuffix(in.Commit.manifest().Part, ".part") + takenSuffix
 }
 
-// seal makes sure that the commit has made no set and never will: the manifest's part
-// loses its name. That is the file system's own answer. A look is not: a network file
-// system may say for a minute that a name is not there which another host has made.
+// seal makes sure that the commit makes no set any more, and tells whether it has made
+// none: then the manifest's part loses its name here. That is the file system's own answer.
+// A look is not: a network file system may say for a minute that a name is not there which
+// another host has made.
 //
 // An attempt may be at this very commit still, frozen or with a lock that its file
 // system lost: of its rename of the part and this one, only one can be done.
-func (d *Directory) seal(in Intent) error {
+func (d *Directory) seal(in Intent) (none bool, err error) {
 	part, taken := filepath.Join(d.Dump, in.Commit.manifest().Part), filepath.Join(d.Dump, in.taken())
-	err := ignoring(os.Rename(part, taken), fs.ErrNotExist)
-	if err == nil {
+	if err = ignoring(os.Rename(part, taken), fs.ErrNotExist); err == nil {
 		err = d.sealed(in)
 	}
+	none = err == nil
+	if stage.IsFull(err) { // no room for another name
+		return d.sealByRemoval(in, err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = d.sealByName(in)
+		// The part was made the manifest, and somebody has removed that since, or moves the
+		// set away just now; or somebody removed the part. Nothing tells which.
+		err = d.nameIsFree(in)
 	}
 	if err == nil {
 		err = set.SyncDir(d.Dump)
 	}
 	if err != nil {
-		return fmt.Errorf("take back the broken commit of set %s of run %s: %w: nothing of it is removed", in.Set, in.Run, err)
+		return false, fmt.Errorf("take back the broken commit of set %s of run %s: %w: nothing of it is removed", in.Set, in.Run, err)
 	}
-	return nil
+	return none, nil
+}
+
+// sealByRemoval seals where the disk is so full that the part can get no other name: it
+// loses the one it has. If it has no name at all then, it was not made the manifest.
+func (d *Directory) sealByRemoval(in Intent, full error) (none bool, err error) {
+	path := filepath.Join(d.Dump, in.Commit.manifest().Part)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || links(st) != 1 {
+		return false, full
+	}
+	if err = os.Remove(path); err == nil {
+		err = set.SyncDir(d.Dump)
+	}
+	if err != nil {
+		return false, err
+	}
+	st, err := f.Stat()
+	if err == nil && links(st) != 0 {
+		err = fmt.Errorf("%w (%s has another name)", errCommitted, filepath.Base(path))
+	}
+	return err == nil, err
 }
 
 // sealed tells no error if what seals the commit is there: now, from an earlier attempt,
 // or by a rename whose answer was lost.
 func (d *Directory) sealed(in Intent) error {
-	taken := filepath.Join(d.Dump, in.taken())
-	st, err := os.Lstat(taken)
+	st, err := os.Lstat(filepath.Join(d.Dump, in.taken()))
 	if err != nil {
 		return err
 	}
-	final := filepath.Join(d.Dump, in.Commit.manifest().Final)
-	switch {
-	case d.isMark(in.Run, final): // sealByName was cut short
-		return os.Remove(final)
-	case links(st) > 1 && !d.isMark(in.Run, taken): // where a rename may replace, the commit makes the manifest by a link (moveTo)
-		return fmt.Errorf("%w (%s has another name)", errCommitted, in.taken())
+	if links(st) > 1 || d.isMark(in.Run, filepath.Join(d.Dump, in.Commit.manifest().Final)) {
+		// Where a rename may replace, the commit makes the manifest by a link (moveTo). Or
+		// the other is a snapshot's.
+		return d.nameIsFree(in)
 	}
 	return d.committed(in)
 }
 
-// sealByName seals a commit whose manifest's part is gone: it was made the manifest, or
-// somebody removed either. The manifest's name is taken for a moment, which only one who
-// is first can do; without the part, no commit can take it afterwards.
-func (d *Directory) sealByName(in Intent) error {
+// nameIsFree tells no error if the manifest is not there: it takes the name for a moment,
+// by a link to the intent, which only one who is first can do.
+func (d *Directory) nameIsFree(in Intent) error {
 	intent, final := d.intentPath(in.Run), filepath.Join(d.Dump, in.Commit.manifest().Final)
 	err := os.Link(intent, final)
 	switch {
@@ -96,10 +122,26 @@ func (d *Directory) sealByName(in Intent) error {
 		return fmt.Errorf("%w (%w); look on all hosts of the node: where %s is not there, remove the other files of %s by hand, and then %s",
 			errUnsealed, err, final, in.Set, intent)
 	}
-	if err := os.Link(intent, filepath.Join(d.Dump, in.taken())); ignoring(err, fs.ErrExist) != nil {
-		return err
-	}
 	return os.Remove(final)
+}
+
+// mayHaveStood tells an error where files of a set are there whose manifest was removed,
+// or whose part was: nobody but a person knows what they are worth.
+func (d *Directory) mayHaveStood(in Intent) error {
+	var left []string
+	for _, f := range in.Commit.Files {
+		_, err := os.Lstat(filepath.Join(d.Dump, f.Final))
+		switch {
+		case err == nil:
+			left = append(left, f.Final)
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("look at what there is of set %s: %w", in.Set, err)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	return fmt.Errorf("set %s was committed, as it seems, and its manifest was moved away or removed by somebody since: nothing else of it is touched, and this is told only once; move these away, too, or remove them, if the set is not needed: %s", in.Set, strings.Join(left, " "))
 }
 
 // isMark tells that a file is the run's intent by another name.
@@ -130,24 +172,6 @@ func links(st fs.FileInfo) uint64 {
 	return uint64(sys.Nlink)
 }
 
-// takeBack seals the commit and removes our files from their final names. Parts that
-// could still get one go first, but the Event Bus archive's, which the next attempt
-// goes on with.
-func (d *Directory) takeBack(in Intent) error {
-	if err := d.seal(in); err != nil {
-		return err
-	}
-	parts := map[string]bool{}
-	for _, f := range in.Commit.Files {
-		parts[f.Part] = f.Final != in.Set.EventBusName()
-	}
-	if err := d.removeHere(in.Run, func(name string) bool { return parts[name] }); err != nil {
-		return fmt.Errorf("take back the broken commit of set %s: %w", in.Set, err)
-	}
-	// What only its content would prove to be ours stops the next commit, and is the cleanup's.
-	return d.removeFinals(in, func(CommitFile, string) (bool, error) { return false, nil })
-}
-
 // removeFinals removes our files from their final names. The commit is sealed, and its
 // parts are gone. same is asked where only the content can tell whether a file is ours.
 func (d *Directory) removeFinals(in Intent, same func(f CommitFile, path string) (bool, error)) error {
@@ -176,40 +200,8 @@ func (f CommitFile) isMoved(path string, same func(f CommitFile, path string) (b
 		return false, nil
 	case f.ModTime != 0 && st.ModTime().UnixNano() == f.ModTime:
 		return true, nil
-	case inode(st) == f.Inode: // without its time of change: somebody has written into it
-		return f.ModTime == 0, nil
+	case inode(st) == f.Inode && f.ModTime == 0:
+		return true, nil
 	}
 	return same(f, path)
-}
-
-// sameContent hashes a file, for as long as ctx lasts.
-func sameContent(ctx context.Context) func(f CommitFile, path string) (bool, error) {
-	return func(f CommitFile, path string) (bool, error) {
-		if f.SHA256 == "" {
-			return false, fmt.Errorf("nothing tells whether it is the run's; if it is not needed, remove %s by hand", path)
-		}
-		r, err := os.Open(path)
-		if err != nil {
-			return false, err
-		}
-		defer r.Close()
-		h := sha256.New()
-		if _, err := io.Copy(h, untilDone{ctx, r}); err != nil {
-			return false, err
-		}
-		return hex.EncodeToString(h.Sum(nil)) == f.SHA256, nil
-	}
-}
-
-// untilDone reads until the context ends.
-type untilDone struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r untilDone) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.Reader.Read(p)
 }

@@ -14,6 +14,7 @@ import (
 	"catalog-backup/shared/lab/faultfs"
 	"catalog-backup/shared/run"
 	"catalog-backup/shared/set"
+	"catalog-backup/worker/stage"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -48,7 +49,7 @@ func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
 			t.Parallel()
 			a := newDirectory(t)
 			b := *a
-			b.Dump = forgetful(t, a.Dump, 1500*time.Millisecond)
+			b.Dump = forgetful(t, a.Dump, 5*time.Second)
 			in, files := parts(t, a, runID("a"), 2)
 			m, err := b.Standing(in.Run, in.Set)
 			require.NoError(t, err)
@@ -56,16 +57,20 @@ func TestManifestThatIsNotSeenIsNotAbsent(t *testing.T) {
 			require.NoError(t, a.Commit(in.Run, files, yes))
 			stands, err := b.Clean(context.Background(), in.Run, forward)
 			require.False(t, stands)
+			require.ErrorContains(t, err, "the directory lists its manifest")
+			if in, err = b.ReadIntent(in.Run); err == nil { // and where its list is as old
+				err = second(b.seal(in))
+			}
 			require.ErrorIs(t, err, errCommitted)
 			require.ErrorContains(t, err, in.Set.ManifestName())
-			_, err = b.Recover(in.Run, forward)
+			_, err = b.Recover(in.Run)
 			if err == nil { // the refusal may have told its host
-				stands, err = b.Recover(in.Run, forward)
+				stands, err = b.Recover(in.Run)
 				require.NoError(t, err)
 				require.True(t, stands)
 			}
 			requireOnly(t, a, append(finals(files), "."+in.Run+intentSuffix)...)
-			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 10*time.Second, 50*time.Millisecond)
+			require.Eventually(t, func() bool { m, err := b.Standing(in.Run, in.Set); return err == nil && m != nil }, 20*time.Second, 50*time.Millisecond)
 			stands, err = b.Clean(context.Background(), in.Run, forward)
 			require.NoError(t, err)
 			require.True(t, stands)
@@ -91,29 +96,25 @@ func cut(t *testing.T, d *Directory, name string, renames int) (Intent, []Commit
 func TestSealStaysWithItsIntent(t *testing.T) {
 	d := newDirectory(t)
 	in, files := cut(t, d, "a", 4)
-	require.NoError(t, d.seal(in))
+	require.NoError(t, second(d.seal(in)))
 	require.NoError(t, d.RemoveParts(in.Run, run.Hold{Fence: 9}, in.Set.ManifestName()))
 	require.FileExists(t, filepath.Join(d.Dump, in.taken()))
-	require.NoError(t, d.seal(in), "again")
-	stands, err := d.Recover(in.Run, true)
+	require.NoError(t, second(d.seal(in)), "again")
+	for range 2 { // nobody goes on with these names
+		stands, err := d.Recover(in.Run)
+		require.True(t, stage.IsPermanent(err), err)
+		require.False(t, stands)
+		requireOnly(t, d, append(finals(files[:4]), in.taken(), "."+in.Run+intentSuffix)...)
+	}
+	stands, err := d.Clean(context.Background(), in.Run, false)
 	require.NoError(t, err)
 	require.False(t, stands)
-	requireOnly(t, d, "."+in.Run+intentSuffix)
-	again, err := d.ReadIntent(in.Run)
-	require.NoError(t, err)
-	require.Nil(t, again.Commit, "who goes on may remove parts")
-	require.Equal(t, in.Set, again.Set)
-	_, more := parts(t, d, in.Run, 2)
-	require.NoError(t, d.Commit(in.Run, more, yes))
-	require.Equal(t, finals(files), finals(more))
-	stands, err = d.Clean(context.Background(), in.Run, false)
-	require.NoError(t, err)
-	require.True(t, stands)
+	requireOnly(t, d)
 
 	// A kill between the intent's removal and the seal's.
 	d = newDirectory(t)
 	in, _ = cut(t, d, "a", 4)
-	require.NoError(t, d.seal(in))
+	require.NoError(t, second(d.seal(in)))
 	d.Now = func() time.Time { return time.Now().Add(debrisAge + time.Minute) }
 	require.NoError(t, d.RemoveDebris())
 	require.FileExists(t, filepath.Join(d.Dump, in.taken()), "its intent is there")
@@ -122,14 +123,15 @@ func TestSealStaysWithItsIntent(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(d.Dump, in.taken()))
 }
 
-// Neither the manifest nor its part is there: somebody removed one of them, or an earlier
-// version took the commit back. The name says so, once it was taken; a kill at any step
-// of that is taken up again.
+// Neither the manifest nor its part is there: the set stood, and somebody removed the
+// manifest, or moves the set away just now. Nothing else of it goes, and a kill at any
+// step is taken up again.
 func TestNeitherManifestNorItsPart(t *testing.T) {
 	d := newFaulty(t)
 	var in Intent
+	var files []CommitFile
 	begin := func() {
-		d.begin(t, 2)
+		files = d.begin(t, 2)
 		var err error
 		in, err = d.behind.ReadIntent(runID("a"))
 		require.NoError(t, err)
@@ -155,10 +157,15 @@ func TestNeitherManifestNorItsPart(t *testing.T) {
 			kills++
 			_, err = d.Standing(in.Run, in.Set)
 			require.NoError(t, err)
-			stands, err := d.Clean(context.Background(), in.Run, true)
-			require.NoError(t, err, "%s %d", kill, k)
-			require.False(t, stands)
-			requireOnly(t, d.behind)
+			if _, err := os.Lstat(d.behind.intentPath(in.Run)); err == nil {
+				_, err = d.Recover(in.Run)
+				require.True(t, stage.IsPermanent(err), err)
+				stands, err := d.Clean(context.Background(), in.Run, true)
+				require.False(t, stands)
+				require.ErrorContains(t, err, "not needed: "+strings.Join(finals(files[:2]), " "), "%s %d", kill, k)
+			}
+			require.NoError(t, second(d.Clean(context.Background(), in.Run, true)), "told once")
+			requireOnly(t, d.behind, finals(files[:2])...)
 		}
 	}
 	require.Equal(t, 6, kills)
@@ -211,36 +218,24 @@ func TestCommitByLinkIsNotTakenBack(t *testing.T) {
 	requireOnly(t, d.behind, finals(files)...)
 }
 
-// One who commits still gives archives their names while another cleans or takes back:
-// they go, too.
+// One who commits still gives archives their names while another cleans: they go, too.
 func TestCleanBesideACommitter(t *testing.T) {
-	for _, goesOn := range []bool{false, true} {
-		d := newFaulty(t)
-		d.begin(t, 0)
-		in, err := d.ReadIntent(runID("a"))
-		require.NoError(t, err)
-		d.fs.Hook(func(op faultfs.Op) syscall.Errno {
-			if op.Kind == faultfs.Unlink { // the first part goes, or else the first final name was looked at
-				for _, f := range in.Commit.Files {
-					if !goesOn || f.Final != in.Set.EventBusName() {
-						_ = os.Rename(filepath.Join(d.behind.Dump, f.Part), filepath.Join(d.behind.Dump, f.Final))
-					}
-				}
-			}
-			return 0
-		})
-		if goesOn {
-			require.NoError(t, second(d.Recover(in.Run, false)))
+	d := newFaulty(t)
+	d.begin(t, 0)
+	in, err := d.ReadIntent(runID("a"))
+	require.NoError(t, err)
+	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+		if op.Kind == faultfs.Unlink { // the first part goes, or else the first final name was looked at
 			for _, f := range in.Commit.Files {
-				require.NoFileExists(t, filepath.Join(d.behind.Dump, f.Final))
+				_ = os.Rename(filepath.Join(d.behind.Dump, f.Part), filepath.Join(d.behind.Dump, f.Final))
 			}
-			continue
 		}
-		stands, err := d.Clean(context.Background(), in.Run, false)
-		require.NoError(t, err)
-		require.False(t, stands)
-		requireOnly(t, d.behind)
-	}
+		return 0
+	})
+	stands, err := d.Clean(context.Background(), in.Run, false)
+	require.NoError(t, err)
+	require.False(t, stands)
+	requireOnly(t, d.behind)
 }
 
 // A commit begins after the cleanup has read the intent: it is cleaned up the next time.
@@ -269,22 +264,33 @@ func TestCommitBeginsWhileAnotherCleans(t *testing.T) {
 	requireOnly(t, d.behind)
 }
 
-// A disk so full that no name fits: the staging gives it room, the rest waits.
+// A disk so full that no other name fits: the part loses its name for good. Where it had
+// another, or one who commits was first, nothing goes.
 func TestSealWithoutRoom(t *testing.T) {
-	d := newFaulty(t)
-	files := d.begin(t, 2)
-	d.fs.Hook(func(op faultfs.Op) syscall.Errno {
-		if op.Kind == faultfs.Rename {
-			if _, err := os.Stat(d.behind.PostgresParent()); err == nil {
+	for _, first := range []bool{false, true} {
+		d := newFaulty(t)
+		files := d.begin(t, 2)
+		m := files[4]
+		d.fs.Hook(func(op faultfs.Op) syscall.Errno {
+			switch {
+			case op.Kind == faultfs.Rename:
 				return syscall.ENOSPC
+			case op.Kind == faultfs.Unlink && first && filepath.Base(op.Path) == m.Part:
+				_ = os.Rename(filepath.Join(d.behind.Dump, m.Part), filepath.Join(d.behind.Dump, m.Final))
+				return syscall.ENOENT
 			}
+			return 0
+		})
+		stands, err := d.Clean(context.Background(), runID("a"), false)
+		require.False(t, stands)
+		if !first {
+			require.NoError(t, err)
+			requireOnly(t, d.behind)
+			continue
 		}
-		return 0
-	})
-	require.ErrorIs(t, second(d.Clean(context.Background(), runID("a"), false)), unix.ENOSPC)
-	require.Equal(t, 2, d.whole(files))
-	require.NoError(t, second(d.Clean(context.Background(), runID("a"), false)))
-	requireOnly(t, d.behind)
+		require.Error(t, err)
+		require.Equal(t, 3, d.whole(files))
+	}
 }
 
 // A link to where nothing is now is no manifest that is not there.
@@ -336,7 +342,7 @@ func TestSetWithoutItsArchives(t *testing.T) {
 		id, _ := committed(t, d)
 		path := filepath.Join(d.Dump, id.EventBusName())
 		require.NoError(t, cripple(path))
-		for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Standing(runID("a"), "")), second(d.Clean(context.Background(), runID("a"), true)), second(d.Recover(runID("a"), true))} {
+		for _, err := range []error{second(d.Standing(runID("a"), id)), second(d.Standing(runID("a"), "")), second(d.Clean(context.Background(), runID("a"), true)), second(d.Recover(runID("a")))} {
 			require.ErrorContains(t, err, id.EventBusName())
 		}
 		require.FileExists(t, d.intentPath(runID("a")))

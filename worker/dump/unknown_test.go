@@ -184,6 +184,10 @@ func TestChangedFileIsNotTakenBack(t *testing.T) {
 	require.ErrorIs(t, d.Commit(runID("a"), files, func() error { return run.ErrFenced }), run.ErrFenced)
 	final := filepath.Join(d.Dump, files[0].Final)
 	require.NoError(t, os.Rename(filepath.Join(d.Dump, files[0].Part), final))
+	b, err := os.ReadFile(final)
+	require.NoError(t, err)
+	b[0] ^= 1
+	require.NoError(t, os.WriteFile(final, b, 0o600))
 	require.NoError(t, os.Chtimes(final, time.Now(), noon))
 	stands, err := d.Clean(context.Background(), runID("a"), true)
 	require.NoError(t, err)

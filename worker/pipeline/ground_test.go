@@ -184,7 +184,8 @@ func (s waiting) archive(ctx context.Context, a *Attempt) error {
 	if err != nil {
 		return err
 	}
-	if ok, err := s.dir.Recover(a.Run.ID, true); err != nil || ok {
+	if in.Commit != nil {
+		_, err := s.dir.Recover(a.Run.ID)
 		return err
 	}
 	part := func(final string, content []byte) dump.CommitFile {

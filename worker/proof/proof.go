@@ -230,7 +230,11 @@ func (v *Verifier) verify(ctx context.Context, id string) (*restore.Report, erro
 	if err != nil {
 		return nil, err
 	}
+	before := len(report.Notes)
 	s.Prove(report, v.p.Now())
+	for _, n := range report.Notes[before:] {
+		v.p.Log.WithField("set", id).Warn(n)
+	}
 	return report, nil
 }
 
