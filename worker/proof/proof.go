@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -186,31 +188,28 @@ func (v *Verifier) begin(ctx context.Context, tick task.Tick) error {
 }
 
 // newest is the instance's newest set in the dump directory. A manifest that cannot
-// be read counts: it may be of the newest set, and must not be passed over in silence.
+// be read counts: it may be of the newest set, and must not be passed over in silence. An
+// older one is not looked at: its disk, by a link, may hang.
 func (v *Verifier) newest() (string, error) {
-	l, err := set.List(v.p.Dir)
-	if err != nil {
-		return "", fmt.Errorf("list the sets of node %s: %w", v.p.Node, err)
-	}
-	others := map[string]bool{}
-	for _, s := range l.Sets {
-		others[s.Set] = s.Instance != v.p.Instance
-	}
 	names, err := os.ReadDir(v.p.Dir)
 	if err != nil {
 		return "", fmt.Errorf("list the sets of node %s: %w", v.p.Node, err)
 	}
-	best := ""
+	var ids []string
 	for _, n := range names {
-		id, ok := set.IDOfName(n.Name())
-		if ok && n.Name() == id.ManifestName() && !others[string(id)] && string(id) > best {
-			best = string(id) // ids begin with the time, and grow
+		if id, ok := set.IDOfName(n.Name()); ok && n.Name() == id.ManifestName() {
+			ids = append(ids, string(id))
 		}
 	}
-	if best == "" {
-		return "", fmt.Errorf("node %s has no set of instance %s in %s; make one with `producer backup-all`", v.p.Node, v.p.Instance, v.p.Dir)
+	slices.Sort(ids) // they begin with the time, and grow
+	for _, id := range slices.Backward(ids) {
+		m, err := set.ReadHead(filepath.Join(v.p.Dir, set.ID(id).ManifestName()))
+		if err == nil && m.Set == id && m.Instance != v.p.Instance {
+			continue
+		}
+		return id, nil
 	}
-	return best, nil
+	return "", fmt.Errorf("node %s has no set of instance %s in %s; make one with `producer backup-all`", v.p.Node, v.p.Instance, v.p.Dir)
 }
 
 // verify reads the set, until a run is opened, the worker stops or ctx ends.
