@@ -43,6 +43,19 @@ func hang(t *testing.T, at string) (end func()) {
 	return end
 }
 
+// A sweep that takes all its time does not keep the sets from being shown.
+func TestSetsAreShownAfterALongSweep(t *testing.T) {
+	t.Parallel()
+	g := newGround(t)
+	w := New(Params{Store: g.store, Dir: g.directory(), Instance: "catalog", Node: "node1", Now: time.Now, Log: logrus.New()}, g.rdb, run.Worker{ID: "w1", Node: "node1"})
+	over, stop := context.WithCancel(t.Context())
+	stop()
+	w.keepHouse(over)
+	shown, err := g.store.Published(t.Context(), "catalog")
+	require.NoError(t, err)
+	require.Len(t, shown, 1)
+}
+
 // A worker takes work though the disk that a manifest was linked to hangs, says that it
 // cannot show the sets, and ends; a FIFO of such a name is only told.
 func TestWorkerBesideADiskThatHangs(t *testing.T) {

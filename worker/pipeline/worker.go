@@ -217,7 +217,9 @@ func (w *Worker) keepHouse(ctx context.Context) {
 	if err := Sweep(ctx, w.p.Store, w.p.Dir, w.p.Instance); err != nil {
 		w.p.Log.WithError(err).Warn("sweeping left-overs ends badly; trying again later")
 	}
-	w.publish(ctx)
+	own, cancel := context.WithTimeout(context.Background(), sweepInterval) // tools that do not die may have taken all of ctx
+	defer cancel()
+	w.publish(own)
 }
 
 // publish shows the sets of this node to the producers.
