@@ -70,7 +70,7 @@ func TestWorkerBesideADiskThatHangs(t *testing.T) {
 	require.NoError(t, os.Symlink(filepath.Join(far, "m"), link))
 	store := run.NewStore(rdb, nil, time.Hour)
 	w := New(Params{Store: store, Dir: dir, Instance: "catalog", Node: "node1", Now: time.Now, Log: log}, rdb, run.Worker{ID: "w1", Node: "node1", PID: os.Getpid()})
-	w.firstSweep, w.listing.limit = 100*time.Millisecond, 300*time.Millisecond
+	w.firstSweep, w.listing.limit = 20*time.Millisecond, 2*time.Second
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
 	defer stop()
 	require.NoError(t, w.Start(ctx))
