@@ -19,8 +19,8 @@ func (e *Engine) standing(r run.Record) (*set.Manifest, error) {
 		return nil, nil // the last stage looks itself
 	}
 	m, err := e.p.Dir.Standing(r.ID, set.ID(r.Set))
-	if at := (*fs.PathError)(nil); r.Stage == FirstStage && errors.As(err, &at) && at.Path == e.p.Dir.Dump {
-		return nil, nil // the stage says what is wrong with the directory
+	if at := (*fs.PathError)(nil); r.Set == "" && errors.As(err, &at) && at.Path == e.p.Dir.Dump {
+		return nil, nil // the first stage says what is wrong with the directory
 	}
 	return m, err
 }
