@@ -108,11 +108,21 @@ func (d *Directory) standingAnywhere(runID string) (*set.Manifest, error) {
 		if m != nil && m.Run == runID {
 			return d.manifest(runID, id)
 		}
-		if errno := syscall.Errno(0); errors.Is(err, context.DeadlineExceeded) || errors.As(err, &errno) && errno != syscall.ENOENT {
+		if mayBeOwn(e, err) {
 			unread = fmt.Errorf("look whether a set of run %s is committed: %s: %w: %w", runID, e.Name(), ErrUnread, err)
 		}
 	}
 	return nil, unread
+}
+
+// mayBeOwn tells whether what cannot be read may be a manifest of ours whose disk is in
+// trouble: a commit makes no link, and what another account made for itself is not ours.
+func mayBeOwn(e fs.DirEntry, err error) bool {
+	if e.Type()&fs.ModeSymlink != 0 || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return false
+	}
+	errno := syscall.Errno(0)
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &errno)
 }
 
 // absent tells an error where a manifest that is not found may be there: what a host

@@ -52,8 +52,8 @@ func (d *Directory) seal(in Intent) (none bool, err error) {
 	if err = ignoring(os.Rename(part, taken), fs.ErrNotExist); err == nil {
 		err = d.sealed(in)
 	}
-	none = err == nil
-	if stage.IsFull(err) { // no room for another name
+	none = err == nil && !d.isMark(in.Run, taken) // by which an earlier version noted that there was no part
+	if stage.IsFull(err) {                        // no room for another name
 		return d.sealByRemoval(in, err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,6 +91,11 @@ func (d *Directory) sealByRemoval(in Intent, full error) (none bool, err error) 
 	st, err := f.Stat()
 	if err == nil && links(st) != 0 {
 		err = fmt.Errorf("%w (%s has another name)", errCommitted, filepath.Base(path))
+	}
+	if err == nil { // for whoever comes after a kill, where there is room by now
+		if seal, err := os.OpenFile(filepath.Join(d.Dump, in.taken()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+			_ = seal.Close()
+		}
 	}
 	return err == nil, err
 }
