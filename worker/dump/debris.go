@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"time"
 
 	"catalog-backup/shared/run"
@@ -30,8 +31,9 @@ var earlierFreshRE = regexp.MustCompile(`^\.pgbackrest\.` + runRE + `\.[0-9]+\.n
 
 // RemoveDebris removes what kills left that no run's clean-up would find.
 func (d *Directory) RemoveDebris() error {
+	dump, temp := d.clock(d.Dump), d.clock(d.Temp)
 	errs := []error{
-		d.eachOld(d.Dump, d.Dump, func(name string, isDir bool) removal {
+		eachOld(d.Dump, dump, func(name string, isDir bool) removal {
 			if isDir && earlierFreshRE.MatchString(name) {
 				return d.removeFresh
 			}
@@ -40,7 +42,7 @@ func (d *Directory) RemoveDebris() error {
 			}
 			return debrisFile(name, isDir)
 		}),
-		d.eachOld(d.Temp, d.Temp, func(name string, isDir bool) removal {
+		eachOld(d.Temp, temp, func(name string, isDir bool) removal {
 			if isDir && run.ValidID(name) {
 				return func(path string) error { return ignoring(unlessMarked(path), errInUse) }
 			}
@@ -48,7 +50,7 @@ func (d *Directory) RemoveDebris() error {
 		}),
 	}
 	for _, s := range d.stagings() {
-		errs = append(errs, s.removeDebris())
+		errs = append(errs, s.removeDebris(dump))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove old debris: %w", err)
@@ -68,27 +70,26 @@ func debrisFile(name string, isDir bool) removal {
 
 // removeDebris removes the directories of attempts that were killed before they had a
 // marker, and the parent if it is empty.
-func (s staging) removeDebris() error {
+func (s staging) removeDebris(now clock) error {
 	in, err := s.look()
 	if err != nil || in.foreign || in.earlier != nil {
 		return err
 	}
-	err = s.d.eachOld(s.path(), s.d.Dump, func(name string, isDir bool) removal {
+	err = eachOld(s.path(), now, func(name string, isDir bool) removal {
 		if _, ok := childOf(name); ok && isDir {
 			return unlessMarked
 		}
 		return nil
 	})
-	old, oerr := s.d.isOld(s.path(), s.d.Dump)
+	old, oerr := isOld(s.path(), now)
 	if oerr == nil && old {
 		oerr = s.rmdir()
 	}
 	return errors.Join(err, ignoring(oerr, fs.ErrNotExist))
 }
 
-// eachOld removes what lies in dir for longer than debrisAge, by the clock of at, and is
-// debris by its name.
-func (d *Directory) eachOld(dir, at string, kind func(name string, isDir bool) removal) error {
+// eachOld removes what lies in dir for longer than debrisAge and is debris by its name.
+func eachOld(dir string, now clock, kind func(name string, isDir bool) removal) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return ignoring(err, fs.ErrNotExist)
@@ -100,7 +101,7 @@ func (d *Directory) eachOld(dir, at string, kind func(name string, isDir bool) r
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		old, err := d.isOld(path, at)
+		old, err := isOld(path, now)
 		if err == nil && old {
 			err = remove(path)
 		}
@@ -109,16 +110,23 @@ func (d *Directory) eachOld(dir, at string, kind func(name string, isDir bool) r
 	return errors.Join(errs...)
 }
 
-func (d *Directory) isOld(path, at string) (bool, error) {
+func isOld(path string, now clock) (bool, error) {
 	fi, err := os.Lstat(path)
 	if err != nil {
 		return false, err
 	}
-	now, err := d.timeAt(at)
+	at, err := now()
 	if stage.IsFull(err) {
 		return false, nil // as little room as it takes, it waits for some
 	}
-	return err == nil && now.Sub(fi.ModTime()) > debrisAge, err
+	return err == nil && at.Sub(fi.ModTime()) > debrisAge, err
+}
+
+// clock tells the time. It is asked only where something may be old, and answers once.
+type clock func() (time.Time, error)
+
+func (d *Directory) clock(dir string) clock {
+	return sync.OnceValues(func() (time.Time, error) { return d.timeAt(dir) })
 }
 
 // timeAt asks the file system of a directory what time it is: a host whose clock is ahead

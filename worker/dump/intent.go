@@ -26,7 +26,7 @@ type Intent struct {
 	Created  time.Time `json:"created"`
 	Names    []string  `json:"names"` // final names; parts are .<name>.<run>.<hold>.part
 	Temp     string    `json:"temp"`
-	// Commit is set right before the first rename. Who takes files back and goes on clears it.
+	// Commit is set right before the first rename, and stays until the intent goes.
 	Commit *Commit `json:"commit"`
 	found  *Commit // as it was read
 }

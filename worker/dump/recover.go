@@ -163,9 +163,10 @@ func (d *Directory) present(runID string) error {
 }
 
 // Recover finishes a commit whose worker died in it if every file is there as the intent
-// says, and tells whether the set stands. It removes nothing from a final name. Where the commit can not be
-// finished, the run fails, for good, and its cleanup takes the files back: to go on would
-// be to use their names again, at which one who lost its lock may still be removing.
+// says, and tells whether the set stands. It removes nothing from a final name. Where the
+// commit cannot be finished, the run fails for good, and its cleanup takes the files back:
+// to go on would be to use their names again, at which one who lost its lock may still be
+// removing.
 func (d *Directory) Recover(runID string) (bool, error) {
 	in, stands, err := d.finish(runID, true)
 	if err == nil && !stands && in.Commit != nil { // or its manifest is there, though not seen yet

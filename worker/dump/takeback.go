@@ -52,8 +52,9 @@ func (d *Directory) seal(in Intent) (none bool, err error) {
 	if err = ignoring(os.Rename(part, taken), fs.ErrNotExist); err == nil {
 		err = d.sealed(in)
 	}
-	none = err == nil && !d.isMark(in.Run, taken) // by which an earlier version noted that there was no part
-	if stage.IsFull(err) {                        // no room for another name
+	// By such a mark an earlier version noted that there was no part.
+	none = err == nil && !d.isMark(in.Run, taken)
+	if stage.IsFull(err) { // no room for another name
 		return d.sealByRemoval(in, err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
